@@ -1,0 +1,134 @@
+"""Prepared data for a reader at a terminal: the count table and examples with their mask."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from dollyllama.data.prepare import PreparedData
+from dollyllama.data.sources import EMBEDDED
+from dollyllama.data.tokens import EncodedExample
+
+#: Rows upstream and rows that the original recipe kept, by Hub id. Its total is 72,763; what it
+#: kept of dolly_hhrlhf is inferred: the total less the other three.
+RECIPE = {
+    "b-mc2/sql-create-context": (78_577, 4_529),
+    "sahil2801/CodeAlpaca-20k": (20_022, 20_022),
+    "mosaicml/dolly_hhrlhf": (59_310 + 5_129, 39_420),
+    "qwedsacf/grade-school-math-instructions": (8_792, 8_792),
+}
+
+#: Reasons that are found only when tokens are counted, after the split.
+_TOO_LONG = ("prompt_too_long", "too_long")
+
+
+def count_table(manifest: dict[str, Any]) -> str:
+    """The manifest's rows step by step, a column a source, beside the recipe's where they apply."""
+    sources: dict[str, dict[str, Any]] = manifest["sources"]
+    columns = [*sources.values(), manifest["total"]]
+    reasons = sorted({reason for source in sources.values() for reason in source["rejected"]})
+
+    def rows(label: str, key: str) -> tuple[str, list[int]]:
+        return label, [column["rows"][key] for column in columns]
+
+    def without(reason: str) -> tuple[str, list[int]]:
+        return f"  - {reason}", [-column["rejected"].get(reason, 0) for column in columns]
+
+    ids = [source["upstream"] for source in sources.values()]
+    compare = manifest["settings"]["root"] != EMBEDDED and all(path in RECIPE for path in ids)
+    upstream = [RECIPE[path][0] for path in ids] if compare else []
+    recipe = [RECIPE[path][1] for path in ids] if compare else []
+    usable = [column["rows"]["deduplicated"] for column in columns]
+
+    lines: list[tuple[str, list[int]] | None] = []
+    if compare:
+        lines += [("upstream has", _with_sum(upstream))]
+        read = [column["rows"]["read"] for column in columns]
+        lack = [here - there for here, there in zip(read, _with_sum(upstream), strict=True)]
+        lines += [("  lacking here", lack)]
+    lines += [rows("read here", "read")]
+    lines += [without(reason) for reason in reasons if reason not in _TOO_LONG]
+    lines += [rows("= usable here", "deduplicated")]
+    if compare:
+        kept = _with_sum(recipe)
+        lines += [
+            ("  the recipe kept", kept),
+            ("  difference", [here - there for here, there in zip(usable, kept, strict=True)]),
+        ]
+    lines += [None, rows("training side", "train")]
+    lines += [("  - not drawn (weights, caps)", [-c["rows"]["not_drawn"] for c in columns])]
+    lines += [("  + repeats", [c["rows"]["mixed"] - _chosen(c) for c in columns])]
+    lines += [("  - too long", [c["rows"]["trained"] - c["rows"]["mixed"] for c in columns])]
+    lines += [rows("= trained on", "trained"), None, rows("held-out side", "held_out")]
+    lines += [("  - too long", [c["rows"]["evaluated"] - c["rows"]["held_out"] for c in columns])]
+    lines += [rows("= evaluated on", "evaluated"), None]
+    training = [column["tokens"]["train"] for column in columns]
+    lines += [
+        ("training tokens", [part["tokens"] for part in training]),
+        ("  with a loss", [part["supervised"] for part in training]),
+        ("  responses cut short", [part["truncated"] for part in training]),
+    ]
+    table = _align(["rows", *sources, "total"], lines)
+    if compare and "mosaicml/dolly_hhrlhf" in ids:
+        table += (
+            "\nThe recipe trained on 72,763 rows; 39,420 of dolly_hhrlhf is that less the other "
+            "three,\nwhose counts are upstream's after the recipe's rules."
+        )
+    return table
+
+
+def _chosen(column: dict[str, Any]) -> int:
+    chosen: int = column["rows"]["train"] - column["rows"]["not_drawn"]
+    return chosen
+
+
+def _with_sum(numbers: list[int]) -> list[int]:
+    return [*numbers, sum(numbers)]
+
+
+def _align(head: list[str], lines: Iterable[tuple[str, list[int]] | None]) -> str:
+    """Set a table of right-aligned numbers; None is an empty line."""
+    cells = [head, *([line[0], *map(_number, line[1])] if line else [] for line in lines)]
+    full = [row for row in cells if row]
+    widths = [max(len(row[place]) for row in full) for place in range(len(head))]
+    text = []
+    for row in cells:
+        numbers = [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=False)]
+        text.append("   ".join([row[0].ljust(widths[0]), *numbers]) if row else "")
+    return "\n".join(text)
+
+
+def _number(value: int) -> str:
+    return f"{value:,}" if value else "·"
+
+
+_DIM, _PLAIN = "\x1b[2m", "\x1b[0m"
+
+
+def show_examples(prepared: PreparedData, tokenizer: Any, n: int, *, colour: bool) -> str:
+    """The first ``n`` training examples, sources in turn, decoded from their ids.
+
+    Tokens without a loss are dim, or between ‹ and › where there is no colour.
+    """
+    shown = []
+    for example in _in_turn(prepared.train)[:n]:
+        masked = tokenizer.decode(example.ids[: example.masked])
+        learnt = tokenizer.decode(example.ids[example.masked :])
+        before = f"{_DIM}{masked}{_PLAIN}" if colour else f"‹{masked}›"
+        cut = ", cut at max_length" if example.truncated else ""
+        head = (
+            f"--- {example.example.source} row {example.example.row}, {len(example.ids)} tokens, "
+            f"{len(example.ids) - example.masked} with a loss{cut}"
+        )
+        shown.append(f"{head}\n{before if example.masked else ''}{learnt}")
+    return "\n\n".join(shown)
+
+
+def _in_turn(examples: Sequence[EncodedExample]) -> list[EncodedExample]:
+    """Order examples so that each source has its first before any has its second."""
+    place: dict[str, int] = {}
+    turns = []
+    for each in examples:
+        turn = place[each.example.source] = place.get(each.example.source, -1) + 1
+        turns.append((turn, each.example.source, each))
+    return [each for *_, each in sorted(turns, key=lambda item: item[:2])]
