@@ -1,0 +1,77 @@
+"""Metrics as a table for the terminal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from dollyllama.evaluation.metric import Metric
+
+#: What is better when it falls; everything else is a share from 0 to 1, better when it rises.
+_LOWER_IS_BETTER = frozenset({"loss"})
+
+#: Standard errors beyond which a change is called one: about 95 % when nothing has changed.
+_NOISE = 1.96
+
+
+def compare_table(before: Sequence[Metric] | None, after: Sequence[Metric]) -> str:
+    """Metrics before and after training side by side; only ``after`` when there is no before.
+
+    Shares are shown in percent. A change is "better" or "worse" when it exceeds 1.96 standard
+    errors of the difference, taken as if the two were measured on different examples: where answers
+    to one example go together, that overstates the error and errs towards "within noise".
+    """
+    earlier = {metric.name: metric for metric in before or ()}
+    names = [*earlier, *(metric.name for metric in after if metric.name not in earlier)]
+    later = {metric.name: metric for metric in after}
+    if before is None:
+        head = ["", "value", "n"]
+        rows = [[name, _value(later[name]), str(later[name].n)] for name in names]
+    else:
+        head = ["", "before", "after", "change", "", "n"]
+        rows = [_row(name, earlier.get(name), later.get(name)) for name in names]
+    widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
+    verdict = 4
+
+    def line(row: list[str]) -> str:
+        cells = [
+            cell.ljust(width) if column in (0, verdict) else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        return "  ".join(cells).rstrip()
+
+    return "\n".join(line(row) for row in [head, *rows])
+
+
+def _row(name: str, before: Metric | None, after: Metric | None) -> list[str]:
+    if before is None or after is None:
+        count = after or before
+        assert count is not None
+        return [name, _value(before), _value(after), "", "", str(count.n)]
+    change = after.value - before.value
+    shown = f"{change:+.3f}" if _is_loss(name) else f"{100 * change:+.1f} %"
+    n = str(after.n) if before.n == after.n else f"{before.n}, {after.n}"
+    return [name, _value(before), _value(after), shown, _verdict(name, before, after), n]
+
+
+def _verdict(name: str, before: Metric, after: Metric) -> str:
+    if before.standard_error is None or after.standard_error is None:
+        return ""
+    change = after.value - before.value
+    if abs(change) <= _NOISE * math.hypot(before.standard_error, after.standard_error):
+        return "within noise"
+    return "better" if (change < 0) == _is_loss(name) else "worse"
+
+
+def _is_loss(name: str) -> bool:
+    return name.partition("/")[0] in _LOWER_IS_BETTER
+
+
+def _value(metric: Metric | None) -> str:
+    """The value and its standard error; a dash where nothing was measured."""
+    if metric is None:
+        return "-"
+    error = metric.standard_error
+    if _is_loss(metric.name):
+        return f"{metric.value:.3f}" + ("" if error is None else f" ± {error:.3f}")
+    return f"{100 * metric.value:.1f}" + ("" if error is None else f" ± {100 * error:.1f}") + " %"
