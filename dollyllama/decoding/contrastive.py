@@ -1,0 +1,199 @@
+"""Contrastive search: probable tokens whose representation does not repeat what stands before them.
+
+Su et al. 2022, "A Contrastive Framework for Neural Text Generation", arXiv:2202.06417, eq. 5.
+
+The k candidates are one forward pass of k tokens on one cache: each sees the prefix and itself, not
+its siblings, at the same position. The chosen one's keys and values stay, and its logits are those
+that the next candidates come from, so a token costs one pass as in greedy search.
+
+Shapes: B rows, T tokens so far (padding included), K candidates, S = T + K, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+from dollyllama.decoding.stream import Stop, Stream, collect, left_padded_positions
+
+#: Attention implementations that take a mask of their own for every query.
+_MASKED_ATTENTION = ("sdpa", "eager")
+
+
+def contrastive_search(
+    model: Any,
+    input_ids: Tensor,
+    attention_mask: Tensor | None = None,
+    *,
+    alpha: float = 0.5,
+    k: int = 4,
+    max_new_tokens: int,
+    eos_token_id: int | Sequence[int] | None = None,
+    stop: Stop | None = None,
+) -> Tensor:
+    """Continue prompts by contrastive search; return ids_BS, int64, with the prompts in front.
+
+    input_ids: left-padded when the prompts differ in length, attention_mask then says where.
+    A row ends with the first end-of-sequence token, or when ``stop`` says so (it gets what the
+    running rows wrote and answers for each); behind it stands the (first) end-of-sequence token, or
+    0 when there is none. alpha 0 and k 1 are greedy search. Ties go to the more probable candidate,
+    and between equally probable ones to the smaller token id.
+    """
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
+    ends = [eos_token_id] if isinstance(eos_token_id, int) else list(eos_token_id or [])
+    mask_BT = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+
+    def finished(written: list[list[int]]) -> list[bool]:
+        stopped = [False] * len(written) if stop is None else stop(written)
+        return [row[-1] in ends or done for row, done in zip(written, stopped, strict=True)]
+
+    stream = contrastive_tokens(model, input_ids, mask_BT, alpha=alpha, k=k)
+    written = collect(stream, limits=[max_new_tokens] * len(input_ids), stop=finished)
+    longest = max(len(row) for row in written)
+    fill = ends[0] if ends else 0
+    padded = [row + [fill] * (longest - len(row)) for row in written]
+    return torch.cat([input_ids, torch.tensor(padded, device=input_ids.device)], dim=1)
+
+
+@torch.no_grad()
+def contrastive_tokens(
+    model: Any, ids_BT: Tensor, mask_BT: Tensor, *, alpha: float, k: int
+) -> Stream:
+    """Stream the tokens of contrastive search for left-padded prompts.
+
+    Similarities and probabilities are float32, over the hidden states behind the last norm; the
+    padding takes part in neither. ValueError for a model whose cache or attention cannot serve.
+    """
+    if not 0 <= alpha <= 1 or k < 1:
+        raise ValueError(
+            f"contrastive search wants alpha in [0, 1] and k >= 1, not alpha={alpha}, k={k}"
+        )
+    cache = _shared_cache(model)
+    position_BT = left_padded_positions(mask_BT)
+    out = model(
+        input_ids=ids_BT,
+        attention_mask=mask_BT,
+        position_ids=position_BT,
+        past_key_values=cache,
+        use_cache=True,
+        output_hidden_states=[-1],
+        logits_to_keep=1,
+    )
+    logits_BV = out.logits[:, -1].float()
+    context_BTD = normalize(out.hidden_states[-1].float(), dim=-1)
+    seen_BT = mask_BT.bool()
+    position_B = position_BT[:, -1] + 1
+    itself_KK = torch.eye(k, dtype=torch.bool, device=ids_BT.device)
+    while True:
+        candidate_BK = most_probable(logits_BV, k)
+        probability_BK = logits_BV.softmax(dim=-1).gather(1, candidate_BK)
+        rows, prefix = seen_BT.shape
+        visible_BKS = torch.cat(
+            [seen_BT[:, None].expand(rows, k, prefix), itself_KK.expand(rows, k, k)], dim=-1
+        )
+        out = model(
+            input_ids=candidate_BK,
+            attention_mask=_attention_mask(model, visible_BKS),
+            position_ids=position_B[:, None].expand(rows, k),
+            past_key_values=cache,
+            use_cache=True,
+            output_hidden_states=[-1],
+        )
+        hidden_BKD = normalize(out.hidden_states[-1].float(), dim=-1)
+        chosen_B = pick(probability_BK, hidden_BKD, context_BTD, seen_BT, alpha=alpha)
+        every_B = torch.arange(rows, device=ids_BT.device)
+
+        keep = yield candidate_BK[every_B, chosen_B]
+
+        _keep_chosen(cache, prefix, chosen_B)
+        if keep is None:
+            keep = every_B
+        else:
+            cache.batch_select_indices(keep)
+            position_B, seen_BT, context_BTD = position_B[keep], seen_BT[keep], context_BTD[keep]
+        chosen_B = chosen_B[keep]
+        logits_BV = out.logits[keep, chosen_B].float()
+        context_BTD = torch.cat([context_BTD, hidden_BKD[keep, chosen_B][:, None]], dim=1)
+        seen_BT = torch.cat([seen_BT, seen_BT.new_ones(len(keep), 1)], dim=1)
+        position_B = position_B + 1
+
+
+def pick(
+    probability_BK: Tensor,
+    hidden_BKD: Tensor,
+    context_BTD: Tensor,
+    seen_BT: Tensor,
+    *,
+    alpha: float,
+) -> Tensor:
+    """Choose one candidate a row: (1 - alpha) * probability - alpha * degeneration penalty.
+
+    The penalty is the largest cosine similarity to a state of the prefix. hidden_BKD, context_BTD:
+    of length 1; seen_BT: where the context is no padding. Candidates come in order of probability,
+    and the first of equal scores wins. Returns places in K, int64.
+    """
+    similarity_BKT = hidden_BKD @ context_BTD.transpose(1, 2)
+    unseen_B1T = ~seen_BT[:, None]
+    penalty_BK = similarity_BKT.masked_fill(unseen_B1T, -torch.inf).amax(dim=-1)
+    return ((1 - alpha) * probability_BK - alpha * penalty_BK).argmax(dim=-1)
+
+
+def most_probable(logits_BV: Tensor, k: int) -> Tensor:
+    """The k tokens of largest logit a row, the larger first, of equal ones the smaller id first.
+
+    ``topk`` leaves the order of equals open, and half-precision logits are often equal. Returns
+    ids_BK, int64.
+    """
+    if k > logits_BV.shape[-1]:
+        raise ValueError(f"k={k} candidates, but the vocabulary has {logits_BV.shape[-1]} tokens")
+    value_BK, id_BK = logits_BV.topk(k, dim=-1)
+    tied_at_the_edge = (logits_BV >= value_BK[:, -1:]).sum(dim=-1).max() > k
+    if tied_at_the_edge:
+        return logits_BV.sort(dim=-1, descending=True, stable=True).indices[:, :k]
+    by_id = id_BK.argsort(dim=-1)
+    by_value = value_BK.gather(1, by_id).argsort(dim=-1, descending=True, stable=True)
+    return id_BK.gather(1, by_id.gather(1, by_value))
+
+
+def _shared_cache(model: Any) -> DynamicCache:
+    """A fresh cache whose layers hold the whole prefix. ValueError for any other kind."""
+    attention = model.config._attn_implementation
+    if attention not in _MASKED_ATTENTION:
+        raise ValueError(
+            f"contrastive search cannot mask candidates with attention {attention!r}: load the "
+            f"model with attn_implementation={' or '.join(_MASKED_ATTENTION)}"
+        )
+    cache = DynamicCache(config=model.config)
+    for layer in cache.layers:
+        if type(layer) is not DynamicLayer:
+            raise ValueError(
+                f"contrastive search needs a cache of the whole prefix, and {type(model).__name__} "
+                f"wants {type(layer).__name__}: use decoding=greedy or decoding=nucleus"
+            )
+    return cache
+
+
+def _attention_mask(model: Any, visible_BKS: Tensor) -> Tensor:
+    """The mask as the attention in use takes it: SDPA booleans, eager numbers to add."""
+    visible_B1KS = visible_BKS[:, None]
+    if model.config._attn_implementation == "sdpa":
+        return visible_B1KS
+    lowest = torch.finfo(torch.float32).min
+    return torch.zeros_like(visible_B1KS, dtype=torch.float32).masked_fill(~visible_B1KS, lowest)
+
+
+def _keep_chosen(cache: DynamicCache, prefix: int, chosen_B: Tensor) -> None:
+    """Leave the chosen candidate's keys and values behind ``prefix`` tokens, drop its siblings'."""
+    every_B = torch.arange(len(chosen_B), device=chosen_B.device)
+    candidates = cache.get_seq_length() - prefix
+    for layer in cache.layers:
+        for states_BHSd in (layer.keys, layer.values):
+            states_BHSd[:, :, prefix] = states_BHSd[every_B, :, prefix + chosen_B]
+    cache.crop(1 - candidates)

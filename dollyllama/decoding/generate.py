@@ -1,0 +1,244 @@
+"""Answers to prompts: one function for every decoding strategy, with the same rules for stopping.
+
+Shapes: B rows, T tokens so far (padding included), V vocabulary.
+"""
+
+from __future__ import annotations
+
+import enum
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from dollyllama.config import Strategy
+from dollyllama.data.prompt import END_MARKER, strip_end_marker
+from dollyllama.data.tokens import encode_prompts
+from dollyllama.decoding.contrastive import contrastive_tokens
+from dollyllama.decoding.stream import Stop, Stream, collect, left_padded_positions
+
+
+class StoppedBy(StrEnum):
+    end_marker = enum.auto()
+    eos = enum.auto()
+    length = enum.auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What a model wrote.
+
+    text: without the end marker and what follows it, stripped. tokens: how many it wrote, those of
+    the marker and end-of-sequence included.
+    """
+
+    text: str
+    tokens: int
+    stopped_by: StoppedBy
+
+
+def generate(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[str],
+    *,
+    strategy: Strategy,
+    max_new_tokens: int,
+    temperature: float | None = None,
+    top_p: float | None = None,
+    alpha: float | None = None,
+    k: int | None = None,
+    batch_size: int,
+    seed: int,
+    progress: Callable[[int], None] | None = None,
+) -> list[Completion]:
+    """Answer whole prompts (template included), in their order.
+
+    A row stops behind the end marker, at end-of-sequence, after ``max_new_tokens`` or where the
+    model's positions end. nucleus wants temperature and top_p, contrastive wants alpha and k. Draws
+    depend on ``seed`` and a prompt's place in ``prompts`` alone, not on its batch. When memory runs
+    out, the batch is halved and the work goes on. progress: called with the number of prompts done.
+    ValueError for a prompt that is empty or fills the model's positions.
+    """
+    prompt_ids = encode_prompts(prompts, tokenizer) if prompts else []
+    positions = model.config.max_position_embeddings
+    for number, ids in enumerate(prompt_ids):
+        if not ids:
+            raise ValueError(f"prompt {number} is empty: there is nothing to continue")
+        if len(ids) >= positions:
+            raise ValueError(
+                f"prompt {number} has {len(ids)} tokens and the model {positions} positions: "
+                "shorten it"
+            )
+
+    def start(rows: list[int], ids_BT: Tensor, mask_BT: Tensor) -> Stream:
+        if strategy is Strategy.contrastive:
+            assert alpha is not None
+            assert k is not None
+            return contrastive_tokens(model, ids_BT, mask_BT, alpha=alpha, k=k)
+        if strategy is Strategy.nucleus:
+            assert temperature is not None
+            assert top_p is not None
+            choose = nucleus([f"{seed}/{row}" for row in rows], temperature, top_p)
+            return next_tokens(model, ids_BT, mask_BT, choose)
+        return next_tokens(model, ids_BT, mask_BT, greedy)
+
+    def attempt(rows: list[int]) -> list[list[int]] | None:
+        """What each row wrote; None when memory ran out. What the attempt held is free then."""
+        batch = [prompt_ids[row] for row in rows]
+        limits = [min(max_new_tokens, positions - len(ids)) for ids in batch]
+        try:
+            stream = start(rows, *pad_left(batch, tokenizer.pad_token_id, model.device))
+            return collect(stream, limits=limits, stop=stop)
+        except (MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            if len(rows) == 1:
+                raise ValueError(
+                    f"out of memory with one prompt of {len(batch[0])} tokens: lower "
+                    f"decoding.max_new_tokens={max_new_tokens} or data.max_length"
+                ) from error
+            return None
+
+    stop = _stop(tokenizer)
+    # The longest first: if memory does not suffice, that shows at once.
+    waiting = sorted(range(len(prompts)), key=lambda row: len(prompt_ids[row]), reverse=True)
+    completions: dict[int, Completion] = {}
+    was_training = model.training
+    model.eval()
+    try:
+        while waiting:
+            rows = waiting[:batch_size]
+            written = attempt(rows)
+            if written is None:
+                batch_size = len(rows) // 2
+                continue
+            for row, ids in zip(rows, written, strict=True):
+                completions[row] = _completion(ids, tokenizer)
+            waiting = waiting[len(rows) :]
+            if progress is not None:
+                progress(len(completions))
+    finally:
+        model.train(was_training)
+    return [completions[row] for row in range(len(prompts))]
+
+
+def pad_left(
+    batch: Sequence[Sequence[int]], pad_token_id: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """ids_BT and mask_BT, int64, of rows that end at the same place."""
+    longest = max(len(ids) for ids in batch)
+    ids_BT = [[pad_token_id] * (longest - len(ids)) + list(ids) for ids in batch]
+    mask_BT = [[0] * (longest - len(ids)) + [1] * len(ids) for ids in batch]
+    return torch.tensor(ids_BT, device=device), torch.tensor(mask_BT, device=device)
+
+
+#: Logits of the running rows and their places in the batch -> their next tokens.
+Choose = Callable[[Tensor, list[int]], Tensor]
+
+
+@torch.no_grad()
+def next_tokens(model: Any, ids_BT: Tensor, mask_BT: Tensor, choose: Choose) -> Stream:
+    """Stream tokens that ``choose`` picks from the next token's logits alone (float32)."""
+    cache = DynamicCache(config=model.config)
+    position_BT = left_padded_positions(mask_BT)
+    rows = list(range(len(ids_BT)))
+    while True:
+        out = model(
+            input_ids=ids_BT,
+            attention_mask=mask_BT,
+            position_ids=position_BT,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        token_B = choose(out.logits[:, -1].float(), rows)
+        keep = yield token_B
+        position_BT = position_BT[:, -1:] + 1
+        if keep is not None:
+            cache.batch_select_indices(keep)
+            token_B, mask_BT, position_BT = token_B[keep], mask_BT[keep], position_BT[keep]
+            rows = [rows[place] for place in keep.tolist()]
+        ids_BT = token_B[:, None]
+        mask_BT = torch.cat([mask_BT, torch.ones_like(ids_BT)], dim=1)
+
+
+def greedy(logits_BV: Tensor, rows: list[int]) -> Tensor:
+    """The most probable token of each row, the smaller id of equally probable ones."""
+    return logits_BV.argmax(dim=-1)
+
+
+def nucleus(seeds: Sequence[str], temperature: float, top_p: float) -> Choose:
+    """Draw from the smallest set of tokens whose probability reaches ``top_p``.
+
+    Holtzman et al. 2020, arXiv:1904.09751. seeds: one for each row of the batch, which draws from a
+    generator of its own.
+    """
+    generators = [random.Random(seed) for seed in seeds]
+
+    def choose(logits_BV: Tensor, rows: list[int]) -> Tensor:
+        scaled_BV, id_BV = (logits_BV / temperature).sort(dim=-1, descending=True, stable=True)
+        reached_BV = scaled_BV.softmax(dim=-1).double().cumsum(dim=-1)
+        # A token is in the nucleus when those before it do not reach top_p.
+        size_B1 = (reached_BV[:, :-1] < top_p).sum(dim=-1, keepdim=True) + 1
+        mass_B1 = reached_BV.gather(1, size_B1 - 1)
+        draws = [[generators[row].random()] for row in rows]
+        draw_B1 = torch.tensor(draws, dtype=torch.float64, device=logits_BV.device)
+        place_B1 = torch.searchsorted(reached_BV, draw_B1 * mass_B1, right=True)
+        return id_BV.gather(1, place_B1.clamp(max=size_B1 - 1))[:, 0]
+
+    return choose
+
+
+#: The marker's characters, one token each at worst, and a character of four bytes behind it.
+_TAIL = len(END_MARKER) + 4
+
+
+def _stop(tokenizer: Any) -> Stop:
+    """Finished: end-of-sequence, or the end marker and what shows that it is no longer word.
+
+    The marker is looked for in text, since it may be cut into tokens in several ways. At its last
+    letter nobody knows whether "### End" or "### Endpoints" is being written, so a row writes one
+    token more; a model that was trained with the marker writes end-of-sequence there.
+    """
+
+    def stop(written: list[list[int]]) -> list[bool]:
+        tails = _decode([ids[-_TAIL:] for ids in written], tokenizer)
+        return [
+            ids[-1] == tokenizer.eos_token_id
+            # U+FFFD: the first bytes of a character that is not complete yet.
+            or (not tail.endswith((END_MARKER, "\ufffd")) and strip_end_marker(tail)[1])
+            for ids, tail in zip(written, tails, strict=True)
+        ]
+
+    return stop
+
+
+def _completion(ids: list[int], tokenizer: Any) -> Completion:
+    (decoded,) = _decode([ids], tokenizer)
+    text, marked = strip_end_marker(decoded)
+    if marked:
+        return Completion(text, len(ids), StoppedBy.end_marker)
+    ended = ids[-1] == tokenizer.eos_token_id
+    return Completion(text, len(ids), StoppedBy.eos if ended else StoppedBy.length)
+
+
+def _decode(rows: list[list[int]], tokenizer: Any) -> list[str]:
+    texts = tokenizer.batch_decode(
+        rows, skip_special_tokens=True, clean_up_tokenization_spaces=False
+    )
+    return list(texts)
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """CUDA has an exception of its own; torch's CPU allocator raises a plain RuntimeError."""
+    return (
+        isinstance(error, torch.OutOfMemoryError | MemoryError)
+        or "DefaultCPUAllocator: can't allocate memory" in str(error)
+        or "DefaultCPUAllocator: not enough memory" in str(error)
+    )
