@@ -1,0 +1,317 @@
+"""What a run logs: JSON lines always, Weights & Biases beside it when it can be had.
+
+``metrics.jsonl`` is the record. W&B gets the same numbers under the same names; whatever happens to
+it (no account, no network, a killed helper process) costs a line on the terminal, never the run.
+So this is the one module that catches every Exception, around calls of W&B and nothing else: a bad
+answer of its server came out as a pydantic error, a killed helper as one of asyncio's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import math
+import os
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from dollyllama import provenance
+from dollyllama.files import write_json_lines
+from dollyllama.redact import redact
+
+METRICS_FILE = "metrics.jsonl"
+#: Seconds that W&B's server gets to answer at the start, and to take the rest at the end.
+INIT_TIMEOUT_SECONDS = 15.0
+FINISH_TIMEOUT_SECONDS = 60.0
+
+
+def open_tracker(
+    folder: Path,
+    *,
+    mode: str,
+    project: str | None,
+    entity: str | None,
+    group: str | None,
+    tags: Sequence[str] | None,
+    job_type: str,
+    name: str,
+    run_id: str,
+    config: dict[str, Any],
+) -> Tracker:
+    """Open the log of the run in ``folder``: go on with ``metrics.jsonl``, start W&B.
+
+    mode: auto (online when logged in, else offline), online, offline or disabled; ``WANDB_MODE``
+    set to offline or disabled wins. config: the whole resolved config, given to W&B at its start
+    because an offline run has no other time for it. run_id: equal for a run and its resumption.
+    ValueError when mode is online and nobody is logged in.
+    """
+    mode = resolve_mode(mode)
+    wandb_run = None
+    if mode != "disabled":
+        settings = {
+            "project": project,
+            "entity": entity,
+            "group": group,
+            "tags": list(tags or ()),
+            "job_type": job_type,
+            "name": name,
+            "id": run_id,
+            "resume": "allow",
+            "dir": str(folder),
+            "config": redact(
+                {
+                    **config,
+                    "code": provenance.describe_code(),
+                    "packages": provenance.package_versions(),
+                }
+            ),
+        }
+        folder.mkdir(parents=True, exist_ok=True)
+        wandb_run = _start_wandb(mode, folder, settings)
+    return Tracker(folder / METRICS_FILE, wandb_run)
+
+
+class Tracker:
+    """The open log of one run; a context manager that marks the run failed when it raises."""
+
+    def __init__(self, path: Path, wandb_run: Any | None) -> None:
+        self._path = path
+        self._wandb_run = wandb_run
+        self._lines = _read_whole_lines(path)
+        self._earlier = len(self._lines)  # how many of them an earlier session wrote
+        write_json_lines(path, self._lines)
+        self._file = path.open("a", encoding="utf-8", newline="\n")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.finish(failed=kind is not None)
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        """Write one line: ``values`` after ``step`` optimizer steps.
+
+        What an earlier session logged after this step, or at it under one of the same names, is
+        dropped: the run was resumed from before, and repeats it. A number that is not finite
+        becomes null, and ``not_finite`` says which one it was.
+        """
+        line: dict[str, Any] = {
+            "step": step,
+            "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),
+        }
+        for name, value in values.items():
+            line[name] = float(value) if math.isfinite(value) else None
+        if odd := {name: str(float(v)) for name, v in values.items() if not math.isfinite(v)}:
+            line["not_finite"] = odd
+        self._drop_repeated(line)
+        self._lines.append(line)
+        self._file.write(json.dumps(line, sort_keys=True, allow_nan=False) + "\n")
+        self._file.flush()
+        self._beside(lambda run: run.log(dict(values), step=step))
+
+    def table(self, step: int, name: str, rows: Sequence[dict[str, Any]]) -> None:
+        """Show ``rows`` as a table in W&B. Their home on disk is the run folder's own file."""
+        if not rows:
+            return
+        columns = list(rows[0])
+        data = [[_cell(row[column]) for column in columns] for row in rows]
+
+        def show(run: Any) -> None:
+            import wandb
+
+            run.log({name: wandb.Table(columns=columns, data=data)}, step=step)
+
+        self._beside(show)
+
+    def summary(self, values: dict[str, Any]) -> None:
+        """Set W&B's summary: the numbers by which its tables compare runs."""
+        self._beside(lambda run: run.summary.update(redact(values)))
+
+    def finish(self, failed: bool) -> None:
+        """Close the log; W&B shows the run as failed or finished. A second call does nothing.
+
+        When it returns, W&B's files are whole: its own ``finish`` only asks for that.
+        """
+        self._file.close()
+        if self._wandb_run is None:
+            return
+        self._beside(lambda run: run.finish(exit_code=int(failed)))
+        self._wandb_run = None
+        _teardown()
+
+    def _drop_repeated(self, line: dict[str, Any]) -> None:
+        kept = self._earlier
+        while kept and self._lines[kept - 1]["step"] > line["step"]:
+            kept -= 1
+        start = kept
+        while start and self._lines[start - 1]["step"] == line["step"]:
+            start -= 1
+        names = line.keys() - {"step", "time", "not_finite"}
+        at_step = [old for old in self._lines[start:kept] if not names & old.keys()]
+        if start + len(at_step) == self._earlier:
+            return
+        self._lines = self._lines[:start] + at_step + self._lines[self._earlier :]
+        self._earlier = start + len(at_step)
+        self._file.close()
+        write_json_lines(self._path, self._lines)
+        self._file = self._path.open("a", encoding="utf-8", newline="\n")
+
+    def _beside(self, action: Callable[[Any], object]) -> None:
+        """Do something to the W&B run, if there is one; go on without it when that fails."""
+        if self._wandb_run is None:
+            return
+        try:
+            action(self._wandb_run)
+        except Exception as error:  # see the module's docstring
+            self._wandb_run = None
+            _teardown()
+            _say(f"W&B stopped answering ({_one_line(error)}); {METRICS_FILE} goes on without it")
+
+
+def resolve_mode(mode: str) -> str:
+    """Return online, offline or disabled for the config's ``tracking.wandb`` and the environment.
+
+    ``WANDB_MODE`` (or ``WANDB_DISABLED``) can take W&B off the net or away, never the other way.
+    ValueError when mode is online and nobody is logged in.
+    """
+    wish = os.environ.get("WANDB_MODE", "").lower()
+    off = os.environ.get("WANDB_DISABLED", "").lower() in {"true", "1", "yes"}
+    if mode == "disabled" or wish == "disabled" or off:
+        return "disabled"
+    if mode == "offline" or wish in {"offline", "dryrun"}:
+        return "offline"
+    if is_logged_in():
+        return "online"
+    if mode == "online":
+        raise ValueError(
+            "tracking.wandb=online, but nobody is logged in to W&B here: run `wandb login`, "
+            "or take tracking.wandb=auto, which keeps an offline run to sync later"
+        )
+    return "offline"
+
+
+def is_logged_in() -> bool:
+    """Whether W&B has credentials in environment, netrc or settings; asks no network, no user."""
+    _import_wandb()
+    import wandb
+    from wandb.errors import AuthenticationError
+    from wandb.sdk.lib.wbauth import authenticate_session
+
+    try:
+        found = authenticate_session(
+            host=wandb.setup().settings.base_url,
+            source="dollyllama",
+            prompt=False,
+            update_session=False,
+        )
+    except AuthenticationError as error:
+        _say(f"W&B stays offline: {_one_line(error)}")
+        return False
+    return found is not None
+
+
+def _import_wandb() -> None:
+    """Import W&B, silent and without its own error reports and usage statistics."""
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+    import wandb
+
+    wandb.setup(wandb.Settings(silent=True))
+
+
+def _start_wandb(mode: str, folder: Path, settings: dict[str, Any]) -> Any | None:
+    """Start a W&B run: offline when online fails, none at all when that fails too."""
+    _import_wandb()
+    before = _wandb_folders(folder)
+    try:
+        return _init_wandb(mode, settings)
+    except Exception as error:  # see the module's docstring
+        reason = _one_line(error)
+    # The id is taken as long as the helper process of the failed attempt lives.
+    _teardown()
+    for left_over in _wandb_folders(folder) - before:
+        shutil.rmtree(left_over, ignore_errors=True)
+    if mode == "online":
+        _say(f"W&B cannot be reached ({reason}); this run is tracked offline, to be synced later")
+        return _start_wandb("offline", folder, settings)
+    _say(f"W&B does not start ({reason}); this run is tracked in {METRICS_FILE} alone")
+    return None
+
+
+def _init_wandb(mode: str, settings: dict[str, Any]) -> Any:
+    import wandb
+
+    return wandb.init(
+        **settings,
+        settings=wandb.Settings(
+            mode=mode,
+            silent=True,
+            console="off",
+            init_timeout=INIT_TIMEOUT_SECONDS,
+            login_timeout=INIT_TIMEOUT_SECONDS,
+            finish_timeout=FINISH_TIMEOUT_SECONDS,
+            # W&B's metadata holds the argument list, host, user and git remote, each a place
+            # for a secret; provenance.py says what is of use of it.
+            host="",
+            disable_code=True,
+            disable_git=True,
+            disable_job_creation=True,
+            save_code=False,
+            symlink=False,
+            x_disable_meta=True,
+            x_disable_machine_info=True,
+            x_save_requirements=False,
+        ),
+    )
+
+
+def _wandb_folders(folder: Path) -> set[Path]:
+    return set((folder / "wandb").glob("*run-*"))
+
+
+def _teardown() -> None:
+    """End W&B's helper process, so that the next run of this process starts a fresh one."""
+    import wandb
+
+    # It may be gone already; and of one that crashed, W&B passes the exit status to sys.exit.
+    with contextlib.suppress(Exception, SystemExit):
+        wandb.teardown()
+
+
+def _read_whole_lines(path: Path) -> list[dict[str, Any]]:
+    """Read the lines of an earlier session; one that a crash cut off at the end is left out."""
+    if not path.exists():
+        return []
+    lines = []
+    for number, text in enumerate(path.read_text(encoding="utf-8").split("\n")[:-1], start=1):
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            raise ValueError(
+                f"{path} is damaged in line {number}: remove the line to go on with this run"
+            ) from None
+    return lines
+
+
+def _cell(value: Any) -> Any:
+    """A value as W&B's tables take it: lists and dicts as JSON."""
+    if isinstance(value, dict | list | tuple):
+        return json.dumps(value, sort_keys=True, ensure_ascii=False)
+    return value
+
+
+def _one_line(error: Exception) -> str:
+    return str(redact(" ".join(str(error).split())))[:200] or type(error).__name__
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr)

@@ -1,0 +1,48 @@
+"""No secret survives, and nothing else is touched."""
+
+from __future__ import annotations
+
+import pytest
+
+from dollyllama.redact import MASK, redact
+
+
+def test_values_of_secret_variables_are_masked_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_SERVICE_TOKEN", "correct-horse-battery")
+    monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef")
+    found = redact({"a": ["x correct-horse-battery y", {"0123456789abcdef": 1}], "b": 2.5})
+    assert found == {"a": [f"x {MASK} y", {MASK: 1}], "b": 2.5}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("hub.token=abc", f"hub.token={MASK}"),
+        ("--api-key=abc", f"--api-key={MASK}"),
+        ("https://me:pass@host/x", f"https://{MASK}@host/x"),
+        ("hf_" + "aB3" * 8, MASK),
+        ("ghp_" + "aB3" * 12, MASK),
+        ("sk-" + "aB3" * 12, MASK),
+    ],
+)
+def test_tokens_are_known_by_their_shape(text: str, expected: str) -> None:
+    assert redact(text) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "trainer.max_tokens=1000",
+        "data.sources.sql.path=b-mc2/sql-create-context",
+        "model.path=openlm-research/open_llama_7b_v2",
+        "model.path=/home/me/hf_models/llama",
+        "mail me@example.com",
+    ],
+)
+def test_what_is_no_secret_stays(text: str) -> None:
+    assert redact(text) == text
+
+
+def test_a_short_value_does_not_blank_out_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME_TOKEN", "a")
+    assert redact("banana") == "banana"
