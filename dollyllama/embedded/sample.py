@@ -1,0 +1,188 @@
+"""The sample data that comes with the project: rows in four upstream schemas, dirt included.
+
+    python -m dollyllama.embedded.sample
+
+writes the files of ``data/`` again, byte for byte.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable
+from random import Random
+from typing import Any
+
+from dollyllama.data.prompt import format_prompt
+from dollyllama.embedded import DATA
+from dollyllama.embedded.passages import make_task
+from dollyllama.embedded.problems import make_problem
+from dollyllama.embedded.programs import make_program
+from dollyllama.embedded.queries import (
+    ask,
+    ask_both,
+    create_statements,
+    make_pair,
+    make_table,
+)
+
+Row = dict[str, Any]
+SEED = 20_240_601
+
+#: Rows of each file before copies are added.
+ROWS = {
+    "sql_create_context": 2600,
+    "code_alpaca_20k": 900,
+    "dolly_hhrlhf": 900,
+    "grade_school_math_instructions": 900,
+}
+_NO_INPUT = ("", "", "", "", "", "", "noinput", "<noinput>", "N/A", "None", "No input.")
+#: Around a problem's question and its facts. The facts come last: its end is what tells a problem
+#: from others when rows are grouped for the split, as it does in GSM8K.
+_WORDINGS = (
+    "{question} {facts}",
+    "Can you help me with this? {question} {facts}",
+    "Can you show me the way to solve this? {question} {facts}",
+    "Could you solve this problem: {question} {facts}",
+    "Find a solution for this problem: {question} {facts}",
+    "Hello, I have a question. {question} {facts}",
+    "I am stuck on this: {question} {facts}",
+    "I need help with this problem:\n{question} {facts}",
+    "I need the solution for this problem: {question} {facts}",
+    "Solve this: {question} {facts}",
+    "This problem is from school.\n{question} {facts}",
+    "{question} This is what I know: {facts}",
+)
+
+
+def _sql(random: Random) -> Row:
+    if random.random() < 0.2:
+        parent, child = make_pair(random)
+        asked = ask_both(parent, child, random)
+        tables: tuple[Any, ...] = (parent, child)
+    else:
+        table = make_table(random)
+        asked = ask(table, random)
+        tables = (table,)
+    return {
+        "question": asked.question,
+        "context": create_statements(tables),
+        "answer": asked.query,
+    }
+
+
+def _code(random: Random) -> Row:
+    program = make_program(random)
+    given = program.given or random.choice(_NO_INPUT)
+    return {"instruction": program.task, "input": given, "output": program.solution}
+
+
+def _dolly(random: Random) -> Row:
+    task = make_task(random)
+    return {"prompt": format_prompt(task.instruction), "response": task.response}
+
+
+def _maths(random: Random) -> Row:
+    problem = make_problem(random)
+    facts, _, question = problem.story.rpartition(". ")
+    wording = random.choice(_WORDINGS)
+    return {
+        "INSTRUCTION": wording.format(question=question, facts=f"{facts}."),
+        "RESPONSE": "\n".join(problem.steps),
+    }
+
+
+MAKERS: dict[str, Callable[[Random], Row]] = {
+    "sql_create_context": _sql,
+    "code_alpaca_20k": _code,
+    "dolly_hhrlhf": _dolly,
+    "grade_school_math_instructions": _maths,
+}
+_ASKING = {
+    "sql_create_context": "question",
+    "code_alpaca_20k": "instruction",
+    "dolly_hhrlhf": "prompt",
+    "grade_school_math_instructions": "INSTRUCTION",
+}
+_ANSWERING = {
+    "sql_create_context": "answer",
+    "code_alpaca_20k": "output",
+    "dolly_hhrlhf": "response",
+    "grade_school_math_instructions": "RESPONSE",
+}
+
+
+def _numbered_table(row: Row, random: Random) -> Row:
+    """As in WikiSQL, whose tables have numbers for names."""
+    name = row["context"].removeprefix("CREATE TABLE ").partition(" ")[0]
+    numbered = f"table_{random.randint(10000, 99999)}_{random.randint(1, 9)}"
+    return {
+        "question": row["question"],
+        "context": row["context"].replace(f"TABLE {name} (", f"TABLE {numbered} ("),
+        "answer": row["answer"].replace(f"FROM {name}", f"FROM {numbered}"),
+    }
+
+
+def _damaged_query(row: Row, random: Random) -> Row:
+    """As upstream's own damage: a condition that compares a column's name with itself."""
+    head, where, rest = row["answer"].partition(" WHERE ")
+    column = rest.partition(" ")[0].strip('"')
+    return {**row, "answer": f'{head} WHERE "{column}" = "{column}"'} if where else row
+
+
+def _dirty(name: str, row: Row, random: Random) -> list[Row]:
+    """The row, or what it has become on its way; now and then a copy of it as well."""
+    asking, answering = _ASKING[name], _ANSWERING[name]
+    chance = random.random()
+    if name == "sql_create_context":
+        if random.random() < 0.05:
+            return [_numbered_table(row, random)]
+        if random.random() < 0.01:
+            return [_damaged_query(row, random)]
+    if chance < 0.025:
+        return [row, row]
+    if chance < 0.045:
+        text = random.choice((str.upper, str.lower, lambda t: t.replace(" ", "  ")))(row[asking])
+        return [row, {**row, asking: row[asking] if name == "dolly_hhrlhf" else text}]
+    if chance < 0.050:
+        return [{**row, answering: random.choice(("", " ", "\n", None))}]
+    if chance < 0.054:
+        return [{**row, asking: ""}]
+    if chance < 0.058:
+        return [{key: value for key, value in row.items() if key != answering}]
+    if chance < 0.062:
+        return [{**row, answering: row[answering].replace("\n", "\r\n") + "\r\n"}]
+    if chance < 0.066:
+        return [{**row, asking: row[asking].replace(". ", ".\u2028", 1)}]
+    if chance < 0.070 and name == "grade_school_math_instructions":
+        text = row[asking]
+        return [{**row, asking: f"{text.rstrip()}\nCould you solve this problem: {text}"}]
+    if chance < 0.072:
+        return [{**row, answering: f"{row[answering]}\n### End"}]
+    return [row]
+
+
+def make_rows(name: str) -> list[Row]:
+    """The rows of one file, in its order; copies stand somewhere behind their original."""
+    random = Random(f"{SEED} {name}")
+    rows: list[Row] = []
+    copies: list[Row] = []
+    for _ in range(ROWS[name]):
+        first, *rest = _dirty(name, MAKERS[name](random), random)
+        rows.append(first)
+        copies += rest
+    for copy in copies:
+        rows.insert(random.randint(len(rows) // 2, len(rows)), copy)
+    return rows
+
+
+def write_sample() -> None:
+    DATA.mkdir(exist_ok=True)
+    for name in MAKERS:
+        lines = "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in make_rows(name))
+        # No time stamp and no name inside, so that the same rows are the same bytes.
+        (DATA / f"{name}.jsonl.gz").write_bytes(gzip.compress(lines.encode(), 9, mtime=0))
+
+
+if __name__ == "__main__":
+    write_sample()
