@@ -1,0 +1,536 @@
+"""The typed config tree: what every key means, which values it takes, what contradicts what.
+
+Defaults live in ``conf/`` alone: a section here has none, so a key that is forgotten in YAML is an
+error that names it. Checks that need one section stand in its ``__post_init__``, those that need
+several in ``Run``'s. Nothing heavy is imported, so that a config error answers at once.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import json
+import math
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError  # type: ignore[import-untyped]
+
+from dollyllama.device import cuda_is_available
+from dollyllama.explain import explain, explain_unknown_key, one_line, unknown_key
+from dollyllama.files import write_text
+
+
+class Device(StrEnum):
+    auto = enum.auto()
+    cpu = enum.auto()
+    cuda = enum.auto()
+
+
+class Dtype(StrEnum):
+    float32 = enum.auto()
+    bfloat16 = enum.auto()
+    float16 = enum.auto()
+
+
+class QuantizationMethod(StrEnum):
+    nf4 = enum.auto()
+    fp4 = enum.auto()
+    int8 = enum.auto()
+    none = enum.auto()
+
+
+class Upcast(StrEnum):
+    """Which parameters of the loaded base become float32."""
+
+    norms = enum.auto()
+    all = enum.auto()
+    none = enum.auto()
+
+
+class LoraVariant(StrEnum):
+    lora = enum.auto()
+    rslora = enum.auto()
+    dora = enum.auto()
+    pissa = enum.auto()
+
+
+class OptimizerName(StrEnum):
+    adamw = enum.auto()
+    adamw_8bit = enum.auto()
+    paged_adamw_8bit = enum.auto()
+    paged_adamw_32bit = enum.auto()
+    adafactor = enum.auto()
+    lion_8bit = enum.auto()
+    sgd = enum.auto()
+
+
+class ScheduleName(StrEnum):
+    linear = enum.auto()
+    cosine = enum.auto()
+    constant = enum.auto()
+
+
+class RowFormat(StrEnum):
+    """The column schemas that upstream data sets come in; one reader each in ``data.sources``."""
+
+    sql_create_context = enum.auto()
+    alpaca = enum.auto()
+    prompt_response = enum.auto()
+    grade_school_math = enum.auto()
+    databricks_dolly = enum.auto()
+    gsm8k = enum.auto()
+    self_instruct_starcoder = enum.auto()
+    messages = enum.auto()
+
+
+class Grader(StrEnum):
+    sql = enum.auto()
+    maths = enum.auto()
+    code = enum.auto()
+    text = enum.auto()
+
+
+class GroupBy(StrEnum):
+    """What rows share that must not cross the split."""
+
+    instruction = enum.auto()
+    context = enum.auto()
+    longest_line = enum.auto()
+
+
+class Rule(StrEnum):
+    """Cleaning rules that a source asks for beyond those that hold for every row."""
+
+    real_table_names = enum.auto()
+
+
+class LossOn(StrEnum):
+    response = enum.auto()
+    full_text = enum.auto()
+
+
+class Overlong(StrEnum):
+    """What becomes of an example of more than ``max_length`` tokens."""
+
+    truncate = enum.auto()
+    reject = enum.auto()
+
+
+class Deduplicate(StrEnum):
+    exact = enum.auto()
+    none = enum.auto()
+
+
+class Batching(StrEnum):
+    padded = enum.auto()
+    length_grouped = enum.auto()
+    packed = enum.auto()
+
+
+class Strategy(StrEnum):
+    greedy = enum.auto()
+    nucleus = enum.auto()
+    contrastive = enum.auto()
+
+
+class WandbMode(StrEnum):
+    """``auto`` is online when the user is logged in, offline otherwise."""
+
+    auto = enum.auto()
+    online = enum.auto()
+    offline = enum.auto()
+    disabled = enum.auto()
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+def _in_range(key: str, value: float | None, low: float, high: float, *, open_low: bool) -> None:
+    """Refuse a number outside [low, high] (or (low, high] when ``open_low``); null passes."""
+    if value is None:
+        return
+    inside = (low < value if open_low else low <= value) and value <= high
+    bound = ">" if open_low else ">="
+    upper = "" if math.isinf(high) else f" and <= {high:g}"
+    _require(math.isfinite(value) and inside, f"{key} must be {bound} {low:g}{upper}, not {value}")
+
+
+def _exactly_used(section: str, choice: str, values: dict[str, Any], used: set[str]) -> None:
+    """Refuse keys that ``choice`` would ignore and ask for those that it needs."""
+    for key, value in values.items():
+        if key in used:
+            _require(value is not None, f"{section}.{key} is needed by {choice} and is null")
+        else:
+            _require(
+                value is None,
+                f"{section}.{key}={value} has no effect with {choice}: set {section}.{key}=null",
+            )
+
+
+@dataclass(kw_only=True, slots=True)
+class Model:
+    path: str
+    revision: str | None
+    dtype: Dtype
+
+
+@dataclass(kw_only=True, slots=True)
+class Quantization:
+    method: QuantizationMethod
+    double: bool | None
+    compute_dtype: Dtype | None
+
+    def __post_init__(self) -> None:
+        four_bit = self.method in (QuantizationMethod.nf4, QuantizationMethod.fp4)
+        _exactly_used(
+            "quantization",
+            f"quantization.method={self.method}",
+            {"double": self.double, "compute_dtype": self.compute_dtype},
+            {"double", "compute_dtype"} if four_bit else set(),
+        )
+
+
+@dataclass(kw_only=True, slots=True)
+class Precision:
+    upcast: Upcast
+    autocast: bool
+
+
+@dataclass(kw_only=True, slots=True)
+class Lora:
+    r: int
+    alpha: float
+    dropout: float
+    variant: LoraVariant
+    target_modules: list[str]
+
+    def __post_init__(self) -> None:
+        _require(self.r >= 1, f"lora.r must be at least 1, not {self.r}")
+        _in_range("lora.alpha", self.alpha, 0, math.inf, open_low=True)
+        _require(0 <= self.dropout < 1, f"lora.dropout must be in [0, 1), not {self.dropout}")
+        _require(
+            bool(self.target_modules),
+            "lora.target_modules is empty: name linear layers, or 'all-linear'",
+        )
+
+
+#: Optimizers whose state lives in CUDA's unified memory: on a CPU they would quietly be unpaged.
+CUDA_ONLY = frozenset({OptimizerName.paged_adamw_8bit, OptimizerName.paged_adamw_32bit})
+
+_ADAM_KEYS = {"betas", "eps"}
+_OPTIMIZER_KEYS: dict[OptimizerName, set[str]] = {
+    OptimizerName.adamw: _ADAM_KEYS,
+    OptimizerName.adamw_8bit: _ADAM_KEYS,
+    OptimizerName.paged_adamw_8bit: _ADAM_KEYS,
+    OptimizerName.paged_adamw_32bit: _ADAM_KEYS,
+    OptimizerName.adafactor: set(),
+    OptimizerName.lion_8bit: {"betas"},
+    OptimizerName.sgd: {"momentum"},
+}
+
+
+@dataclass(kw_only=True, slots=True)
+class Optimizer:
+    name: OptimizerName
+    lr: float
+    weight_decay: float
+    betas: list[float] | None
+    eps: float | None
+    momentum: float | None
+
+    def __post_init__(self) -> None:
+        _in_range("optimizer.lr", self.lr, 0, math.inf, open_low=True)
+        _in_range("optimizer.weight_decay", self.weight_decay, 0, math.inf, open_low=False)
+        _exactly_used(
+            "optimizer",
+            f"optimizer.name={self.name}",
+            {"betas": self.betas, "eps": self.eps, "momentum": self.momentum},
+            _OPTIMIZER_KEYS[self.name],
+        )
+        _require(
+            self.betas is None
+            or (len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)),
+            f"optimizer.betas must be two numbers in [0, 1), not {self.betas}",
+        )
+        _in_range("optimizer.eps", self.eps, 0, math.inf, open_low=True)
+        _in_range("optimizer.momentum", self.momentum, 0, 1, open_low=False)
+
+
+@dataclass(kw_only=True, slots=True)
+class Schedule:
+    name: ScheduleName
+    warmup_ratio: float
+
+    def __post_init__(self) -> None:
+        _in_range("schedule.warmup_ratio", self.warmup_ratio, 0, 1, open_low=False)
+
+
+@dataclass(kw_only=True, slots=True)
+class Source:
+    """One data set: where it lives, how its rows read, who may use it, how answers are graded."""
+
+    path: str
+    file: str
+    revision: str | None
+    split: str
+    format: RowFormat
+    group_by: GroupBy
+    rules: list[Rule]
+    grader: Grader
+    licence: str
+    licence_stated_at: str
+    weight: float
+    max_rows: int | None
+
+
+@dataclass(kw_only=True, slots=True)
+class Data:
+    sources: dict[str, Source]
+    root: str | None
+    deduplicate: Deduplicate
+    held_out: float
+    max_rows: int | None
+    max_length: int
+    overlong: Overlong
+    loss_on: LossOn
+
+    def __post_init__(self) -> None:
+        _require(bool(self.sources), "data.sources is empty: a mix needs at least one source")
+        for name, source in self.sources.items():
+            key = f"data.sources.{name}"
+            _in_range(f"{key}.weight", source.weight, 0, math.inf, open_low=True)
+            _in_range(f"{key}.max_rows", source.max_rows, 1, math.inf, open_low=False)
+        _require(0 < self.held_out < 1, f"data.held_out must be in (0, 1), not {self.held_out}")
+        _require(self.max_length >= 8, f"data.max_length must be >= 8, not {self.max_length}")
+        _require(
+            self.max_rows is None or self.max_rows >= 1,
+            f"data.max_rows must be at least 1 or null, not {self.max_rows}",
+        )
+
+
+@dataclass(kw_only=True, slots=True)
+class Trainer:
+    """How long and in which batches. Exactly one of epochs, max_steps and max_tokens is set."""
+
+    epochs: float | None
+    max_steps: int | None
+    max_tokens: int | None
+    batch_size: int
+    accumulation: int
+    batching: Batching
+    max_grad_norm: float | None
+    activation_checkpointing: bool
+    logging_steps: int
+    eval_steps: int | None
+    checkpoint_steps: int | None
+    keep_checkpoints: int | None
+    profile: bool
+
+    def __post_init__(self) -> None:
+        budgets = {
+            "epochs": self.epochs,
+            "max_steps": self.max_steps,
+            "max_tokens": self.max_tokens,
+        }
+        given = {key: value for key, value in budgets.items() if value is not None}
+        _require(
+            len(given) == 1,
+            "trainer wants exactly one of epochs, max_steps and max_tokens, not "
+            + (" and ".join(f"{key}={value}" for key, value in given.items()) or "none")
+            + ": set the others to null",
+        )
+        _in_range("trainer.epochs", self.epochs, 0, math.inf, open_low=True)
+        _in_range("trainer.max_steps", self.max_steps, 0, math.inf, open_low=False)
+        _in_range("trainer.max_tokens", self.max_tokens, 1, math.inf, open_low=False)
+        _in_range("trainer.max_grad_norm", self.max_grad_norm, 0, math.inf, open_low=True)
+        for key in ("batch_size", "accumulation", "logging_steps"):
+            _in_range(f"trainer.{key}", getattr(self, key), 1, math.inf, open_low=False)
+        for key in ("eval_steps", "checkpoint_steps", "keep_checkpoints"):
+            _in_range(f"trainer.{key}", getattr(self, key), 1, math.inf, open_low=False)
+        _require(
+            (self.checkpoint_steps is None) == (self.keep_checkpoints is None),
+            "trainer.keep_checkpoints goes with trainer.checkpoint_steps: set both or neither",
+        )
+
+
+_DECODING_KEYS: dict[Strategy, set[str]] = {
+    Strategy.greedy: set(),
+    Strategy.nucleus: {"temperature", "top_p"},
+    Strategy.contrastive: {"alpha", "k"},
+}
+
+
+@dataclass(kw_only=True, slots=True)
+class Decoding:
+    strategy: Strategy
+    max_new_tokens: int
+    temperature: float | None
+    top_p: float | None
+    alpha: float | None
+    k: int | None
+
+    def __post_init__(self) -> None:
+        _in_range("decoding.max_new_tokens", self.max_new_tokens, 1, math.inf, open_low=False)
+        _exactly_used(
+            "decoding",
+            f"decoding.strategy={self.strategy}",
+            {
+                "temperature": self.temperature,
+                "top_p": self.top_p,
+                "alpha": self.alpha,
+                "k": self.k,
+            },
+            _DECODING_KEYS[self.strategy],
+        )
+        _in_range("decoding.temperature", self.temperature, 0, math.inf, open_low=True)
+        _in_range("decoding.top_p", self.top_p, 0, 1, open_low=True)
+        _in_range("decoding.alpha", self.alpha, 0, 1, open_low=False)
+        _in_range("decoding.k", self.k, 1, math.inf, open_low=False)
+
+
+@dataclass(kw_only=True, slots=True)
+class Evaluation:
+    """``loss_examples`` and ``generate_examples`` are per source; 0 leaves that part out."""
+
+    before: bool
+    loss_examples: int
+    generate_examples: int
+    batch_size: int
+
+    def __post_init__(self) -> None:
+        for key in ("loss_examples", "generate_examples"):
+            _in_range(f"evaluation.{key}", getattr(self, key), 0, math.inf, open_low=False)
+        _in_range("evaluation.batch_size", self.batch_size, 1, math.inf, open_low=False)
+        nothing = self.loss_examples == 0 and self.generate_examples == 0
+        _require(
+            not nothing or (not self.before and self.batch_size == 1),
+            "evaluation.loss_examples=0 and evaluation.generate_examples=0 leave nothing to "
+            "evaluate, so evaluation.before and evaluation.batch_size have no effect: use "
+            "evaluation=none",
+        )
+
+
+@dataclass(kw_only=True, slots=True)
+class Tracking:
+    wandb: WandbMode
+    project: str | None
+    entity: str | None
+    group: str | None
+    tags: list[str] | None
+
+    def __post_init__(self) -> None:
+        if self.wandb is WandbMode.disabled:
+            for key in ("project", "entity", "group", "tags"):
+                value = getattr(self, key)
+                _require(
+                    value is None,
+                    f"tracking.{key}={value} has no effect with tracking.wandb=disabled: "
+                    f"set tracking.{key}=null",
+                )
+        else:
+            _require(self.project is not None, "tracking.project is needed by W&B and is null")
+
+
+@dataclass(kw_only=True, slots=True)
+class Run:
+    seed: int
+    device: Device
+    model: Model
+    quantization: Quantization
+    precision: Precision
+    lora: Lora
+    optimizer: Optimizer
+    schedule: Schedule
+    data: Data
+    trainer: Trainer
+    decoding: Decoding
+    evaluation: Evaluation
+    tracking: Tracking
+    resume: str | None
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.seed < 2**32, f"seed must be in [0, 2**32), not {self.seed}")
+        cuda = cuda_is_available()
+        _require(
+            self.device is not Device.cuda or cuda,
+            "device=cuda, but no CUDA device answers here: use device=cpu, or device=auto",
+        )
+        on_cuda = cuda and self.device is not Device.cpu
+        works = ", ".join(name for name in OptimizerName if name not in CUDA_ONLY)
+        _require(
+            on_cuda or self.optimizer.name not in CUDA_ONLY,
+            f"optimizer={self.optimizer.name} keeps its state in CUDA's paged memory and this run "
+            f"is on a CPU: use one of {works}",
+        )
+        _require(
+            self.trainer.eval_steps is None or self.evaluation.loss_examples > 0,
+            f"trainer.eval_steps={self.trainer.eval_steps} has no effect with "
+            f"evaluation.loss_examples=0: set trainer.eval_steps=null",
+        )
+        quantized = self.quantization.method is not QuantizationMethod.none
+        _require(
+            not (quantized and self.lora.variant is LoraVariant.pissa),
+            f"lora=pissa starts from the singular vectors of full-precision weights and "
+            f"quantization={self.quantization.method} has none: use quantization=none or lora=lora",
+        )
+        _require(
+            on_cuda
+            or self.quantization.method is not QuantizationMethod.int8
+            or self.lora.variant is not LoraVariant.dora,
+            "lora=dora on quantization=int8 does not train on a CPU: use quantization=nf4_double "
+            "or lora=lora",
+        )
+
+
+def save(run: Run, path: Path) -> None:
+    """Write ``run`` as resolved YAML that ``load`` reads back to an equal object."""
+    write_text(path, OmegaConf.to_yaml(OmegaConf.structured(run)))
+
+
+def load(path: Path) -> Run:
+    """Read a run's resolved config. ValueError when a key is unknown, missing or impossible."""
+    return build(read(path), str(path))
+
+
+def read(path: Path) -> DictConfig:
+    """Read a config that ``save`` wrote, unchecked. ValueError when it is absent or damaged."""
+    try:
+        values = OmegaConf.load(path)
+    except FileNotFoundError:
+        raise ValueError(f"{path} is not there") from None
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is damaged: {one_line(str(error))}") from None
+    if not isinstance(values, DictConfig):
+        raise ValueError(f"{path} is damaged: it holds no keys and values")
+    return values
+
+
+def build(values: DictConfig, origin: str | None = None) -> Run:
+    """Check ``values`` against the tree above and make a Run of them.
+
+    origin: the file to name in errors. ValueError when a key is unknown, missing or impossible.
+    """
+    where = f"{origin}: " if origin else ""
+    try:
+        # Hydra's "+key=value" puts keys into a section that the section's class does not have.
+        strange = unknown_key(values, Run)
+        if strange is not None:
+            raise ValueError(f"{where}{explain_unknown_key(strange, Run)}")
+        run = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Run), values))
+    except OmegaConfBaseException as error:
+        raise ValueError(f"{where}{explain(error, Run)}") from error
+    assert isinstance(run, Run)
+    return run
+
+
+def fingerprint(values: Any) -> str:
+    """Return a short stable digest of JSON-like ``values`` (16 hex digits of SHA-256)."""
+    text = json.dumps(values, sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
