@@ -13,9 +13,6 @@ import hashlib
 import json
 import os
 import re
-import socket
-import urllib.parse
-import urllib.request
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -27,6 +24,7 @@ from dollyllama.config import RowFormat
 from dollyllama.data.example import Example, Rejected
 from dollyllama.data.prompt import extract_instruction
 from dollyllama.files import digest
+from dollyllama.hub import first_line, hub_answers
 
 Row = dict[str, Any]
 
@@ -437,7 +435,9 @@ def _read_table(path: Path, *, name: str) -> list[Row]:
     except StopIteration:
         return []
     except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
-        raise ValueError(f"{where} cannot be read as {path.suffix[1:]}: {_first(error)}") from error
+        raise ValueError(
+            f"{where} cannot be read as {path.suffix[1:]}: {first_line(error)}"
+        ) from error
 
 
 def _read_folder(folder: Path, *, name: str, split: str) -> list[Row]:
@@ -454,7 +454,7 @@ def _read_folder(folder: Path, *, name: str, split: str) -> list[Row]:
             return _stream(datasets.load_from_disk(str(folder)))
         return _stream(datasets.load_dataset(str(folder), split=split, streaming=True))
     except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
-        raise ValueError(f"{where} cannot be read: {_first(error)}") from error
+        raise ValueError(f"{where} cannot be read: {first_line(error)}") from error
 
 
 def _read_hub(place: Place, *, name: str, split: str) -> list[Row]:
@@ -465,7 +465,7 @@ def _read_hub(place: Place, *, name: str, split: str) -> list[Row]:
     datasets = _load_datasets()
     import huggingface_hub
 
-    answers = _hub_answers(huggingface_hub.constants.ENDPOINT)
+    answers = hub_answers(huggingface_hub.constants.ENDPOINT)
     if not answers:
         # Five retries of a name that does not resolve take 23 s and print ten lines.
         huggingface_hub.constants.HF_HUB_OFFLINE = True
@@ -476,27 +476,8 @@ def _read_hub(place: Place, *, name: str, split: str) -> list[Row]:
             datasets.load_dataset(hub, configuration or None, revision=place.revision, split=split)
         )
     except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
-        why = _first(error) if answers else "it does not answer from here"
+        why = first_line(error) if answers else "it does not answer from here"
         raise ValueError(
             f"data.sources.{name}: {place.name} cannot be had from the Hub ({why}): "
             f"set data.root=FOLDER to a folder with local copies, or use data=sample"
         ) from error
-
-
-def _hub_answers(endpoint: str) -> bool:
-    """Whether the Hub's name resolves; with a proxy or in offline mode, leave it to the library."""
-    if urllib.request.getproxies() or os.environ.get("HF_HUB_OFFLINE"):
-        return True
-    try:
-        socket.getaddrinfo(urllib.parse.urlsplit(endpoint).hostname, 443)
-    except socket.gaierror:
-        return False
-    return True
-
-
-def _first(error: BaseException) -> str:
-    """The first line of an error's innermost cause: the libraries wrap and repeat."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

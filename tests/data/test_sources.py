@@ -342,7 +342,7 @@ def test_a_hub_that_cannot_be_reached_says_how_to_use_local_copies(
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(sources, "_hub_answers", lambda endpoint: False)
+    monkeypatch.setattr(sources, "hub_answers", lambda endpoint: False)
     with pytest.raises(ValueError, match=r"data\.sources\.s: owner/name .*set data\.root=FOLDER"):
         read_rows(Place("owner/name", None, None), name="s", split="train")
 
