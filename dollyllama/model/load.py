@@ -1,0 +1,268 @@
+"""The tokenizer with its pad token, and the base model, quantised or not, from one path.
+
+A path is "embedded" (the model that comes with the project), a local folder, or a Hub id. All three
+go through the same ``from_pretrained``. A file that is damaged is the user's to mend, so it is a
+ValueError of one line; so is a checkpoint that lacks weights, which transformers would draw at
+random and train on.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dollyllama import embedded
+from dollyllama.config import Dtype, Quantization, QuantizationMethod
+from dollyllama.data.sources import EMBEDDED
+from dollyllama.hub import first_line, hub_answers
+
+PAD_TOKEN = "[PAD]"
+
+#: Names under which vocabularies keep a token for padding, though the tokenizer's files forget it.
+_PAD_NAMES = (PAD_TOKEN, "<pad>", "<|pad|>", "<|finetune_right_pad_id|>")
+
+#: Loggers of bitsandbytes and the beginnings of what they say that no user can act on: that an
+#: extra package with other CPU kernels is missing (said on import), that int8 computes in float16.
+_NOTICES = {
+    "bitsandbytes.backends.cpu.ops": "Failed to load CPU gemm_4bit_forward",
+    "bitsandbytes.autograd._functions": "MatMul8bitLt: inputs will be cast",
+}
+
+
+def load_tokenizer(path: str, revision: str | None) -> Any:
+    """Load the fast tokenizer at ``path``, with a pad token of its own.
+
+    A pad token that is also end-of-sequence teaches the model never to stop, because collators mask
+    padding by its id; one that is also ``<unk>`` hides real unknown tokens. So a tokenizer with
+    such a pad token, or without any, gets a token of its vocabulary that is there for padding, else
+    ``[PAD]`` as a new one, for which ``load_base`` adds a row. ValueError when the tokenizer cannot
+    be had, is a slow one or has no end-of-sequence.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = _from_pretrained(AutoTokenizer, "tokenizer", path, revision)
+    if not tokenizer.is_fast:
+        raise ValueError(
+            f"model.path={path}: its tokenizer {type(tokenizer).__name__} is not a fast one: "
+            f"add a tokenizer.json to the folder"
+        )
+    if tokenizer.eos_token_id is None:
+        raise ValueError(
+            f"model.path={path}: its tokenizer has no end-of-sequence token, so no model can learn "
+            f"to stop: set eos_token in tokenizer_config.json"
+        )
+    if tokenizer.pad_token_id in {None, tokenizer.eos_token_id, tokenizer.unk_token_id}:
+        vocabulary = tokenizer.get_vocab()
+        known = next((name for name in _PAD_NAMES if name in vocabulary), PAD_TOKEN)
+        tokenizer.add_special_tokens({"pad_token": known})
+    return tokenizer
+
+
+def load_base(
+    path: str,
+    revision: str | None,
+    *,
+    dtype: Dtype,
+    quantization: Quantization,
+    device: torch.device,
+    tokenizer: Any,
+) -> Any:
+    """Load the causal language model at ``path`` on ``device``, frozen and in evaluation mode.
+
+    dtype: that of what is not quantised: embeddings, head and norms (and all of it without
+    quantisation). The embeddings grow to ``len(tokenizer)`` rows, never shrink. Its calls keep no
+    cache unless asked to, its ``generate`` does. ValueError when the model cannot be had, is no
+    causal one, is damaged or lacks weights.
+    """
+    from transformers import AutoModelForCausalLM
+
+    silence_notices()
+    model, info = _from_pretrained(
+        AutoModelForCausalLM,
+        "model",
+        path,
+        revision,
+        dtype=getattr(torch, dtype),
+        quantization_config=quantization_config(quantization),
+        device_map={"": device},
+        attn_implementation="sdpa",
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # told apart below: transformers' own error is a table
+    )
+    _require_whole(path, info)
+    _keep_unpacked(model)
+    model.requires_grad_(False)
+    _resize_embeddings(model, len(tokenizer))
+    for settings in (model.config, model.generation_config):
+        settings.bos_token_id = tokenizer.bos_token_id
+        settings.eos_token_id = tokenizer.eos_token_id
+        settings.pad_token_id = tokenizer.pad_token_id
+    model.config.use_cache = False
+    model.generation_config.use_cache = True
+    return model
+
+
+def quantization_config(quantization: Quantization) -> Any | None:
+    """What transformers calls the quantisation: a BitsAndBytesConfig, or None without one.
+
+    Dettmers et al. 2023, arXiv:2305.14314. ``lm_head`` is left as it is by transformers' default.
+    """
+    from transformers import BitsAndBytesConfig
+
+    match quantization.method:
+        case QuantizationMethod.none:
+            return None
+        case QuantizationMethod.int8:
+            return BitsAndBytesConfig(load_in_8bit=True)
+        case QuantizationMethod.nf4 | QuantizationMethod.fp4:
+            assert quantization.compute_dtype is not None  # config.Quantization sees to it
+            return BitsAndBytesConfig(
+                load_in_4bit=True,
+                bnb_4bit_quant_type=str(quantization.method),
+                bnb_4bit_use_double_quant=quantization.double,
+                bnb_4bit_compute_dtype=getattr(torch, quantization.compute_dtype),
+            )
+
+
+def silence_notices() -> None:
+    """Keep bitsandbytes' notices that no user can act on from the terminal, and nothing else.
+
+    To be called before anything imports bitsandbytes, as PEFT does: one comes on import.
+    """
+    for name in _NOTICES:
+        logging.getLogger(name).addFilter(_is_news)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return not str(record.msg).startswith(_NOTICES[record.name])
+
+
+def _from_pretrained(auto: Any, what: str, path: str, revision: str | None, **settings: Any) -> Any:
+    """``auto.from_pretrained`` for each kind of path, in silence, with errors of one line."""
+    from safetensors import SafetensorError
+
+    local = _local_folder(path, revision)
+    where = f"model.path={path}"
+    if local is not None:
+        if what == "model" and not (local / "config.json").is_file():
+            raise ValueError(
+                f"{where}: the folder {local} has no config.json, so it holds no model in Hugging "
+                f"Face format"
+            )
+        place, answers = str(local), False
+    else:
+        import huggingface_hub
+
+        place, answers = path, hub_answers(huggingface_hub.constants.ENDPOINT)
+    try:
+        with _quiet():
+            # Without an answer only the cache is asked: five retries take 23 s and print ten lines.
+            return auto.from_pretrained(
+                place, revision=revision, local_files_only=not answers, **settings
+            )
+    except (OSError, ValueError, SafetensorError) as error:
+        if local is not None:
+            why = f"the {what} in {local} cannot be read ({_sentence(error)})"
+            raise ValueError(f"{where}: {why}: copy the folder again") from error
+        why = _sentence(error) if answers else "it does not answer from here"
+        at = f" at revision {revision}" if revision else ""
+        raise ValueError(
+            f"{where}: the {what}{at} cannot be had from the Hub ({why}): "
+            f"set model.path=FOLDER to a local copy, or use model=tiny"
+        ) from error
+
+
+def _local_folder(path: str, revision: str | None) -> Path | None:
+    """The folder that ``path`` names, or None for a Hub id. ValueError when it is not there."""
+    local = embedded.MODEL if path == EMBEDDED else Path(path).expanduser()
+    if not local.is_dir():
+        if local.exists():
+            raise ValueError(f"model.path={path} is a file: name the folder that it is in")
+        if path == EMBEDDED or path.startswith((".", "/", "~")):
+            raise ValueError(f"model.path={path}: there is no folder {local}")
+        return None
+    if revision is not None:
+        raise ValueError(
+            f"model.revision={revision} has no effect on a local folder: set model.revision=null"
+        )
+    return local
+
+
+def _sentence(error: BaseException) -> str:
+    """The first sentence of what went wrong, without its full stop."""
+    return first_line(error).split(". ")[0].rstrip(".")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No bars, no advice and no conversion of other people's checkpoints in the background."""
+    from transformers.utils import logging as transformers_logging
+
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "true")
+    verbosity = transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity(transformers_logging.CRITICAL)
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def _require_whole(path: str, info: dict[str, Any]) -> None:
+    """Refuse a checkpoint some of whose weights transformers has just drawn at random."""
+    missing = sorted(info["missing_keys"])
+    misshapen = sorted(name for name, *_ in info["mismatched_keys"])
+    if not missing and not misshapen:
+        return
+    what = "are missing" if missing else "have another shape than config.json says"
+    names = missing or misshapen
+    others = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    raise ValueError(
+        f"model.path={path}: weights {what} in the checkpoint ({names[0]}{others}): "
+        f"config.json and the weights do not belong together; copy both again"
+    )
+
+
+def _keep_unpacked(model: Any) -> None:
+    """Keep bitsandbytes from repacking 4-bit weights on CPUs with AVX512-BF16.
+
+    The first call in evaluation mode would lay the weights out for a kernel without a backward
+    pass, round their scales to bfloat16 (another base model), and leave them so: training after an
+    evaluation would pass no gradient through them, without an error. It also fails on widths that
+    32 does not divide. bitsandbytes 0.50, ``Linear4bit.forward``.
+    """
+    for module in model.modules():
+        if type(module).__name__ == "Linear4bit":
+            module.support_avx512bf16_for_cpu = False
+
+
+def _resize_embeddings(model: Any, rows: int) -> None:
+    """Grow embeddings and head to ``rows``; each new row is the mean of the old ones.
+
+    So a new token's logit is the mean logit, which never wins (Hewitt 2021, "Initializing new word
+    embeddings for pretrained language models"). transformers' way to the same adds a little noise,
+    from the global generator.
+    """
+    old = model.get_input_embeddings().num_embeddings
+    if rows <= old:
+        return
+    model.resize_token_embeddings(rows, mean_resizing=False)
+    layers = {id(layer.weight): layer for layer in _embedding_layers(model)}  # tied: one weight
+    with torch.no_grad():
+        for layer in layers.values():
+            weight = layer.weight
+            weight[old:] = weight[:old].mean(dim=0, dtype=torch.float32).to(weight.dtype)
+
+
+def _embedding_layers(model: Any) -> list[Any]:
+    return [model.get_input_embeddings(), model.get_output_embeddings()]
