@@ -1,0 +1,238 @@
+"""Settings and rows to a trained adapter: transformers' Trainer, composed from parts.
+
+Trainer gets the micro-batches of the whole run as one epoch, decided beforehand, and runs its loop
+over them; ``loop`` does what is due after a step. A resumed run is the same loop over the
+micro-batches that are left, from restored weights, optimizer, schedule and random state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset
+from transformers import PrinterCallback, Trainer, TrainingArguments
+
+from dollyllama import config
+from dollyllama.data.batches import Batch, collate_packed, collate_padded
+from dollyllama.data.tokens import EncodedExample
+from dollyllama.training.attention import training_attention
+from dollyllama.training.budget import make_plan
+from dollyllama.training.interrupt import interruptible
+from dollyllama.training.loop import Diverged, Log, Loop
+from dollyllama.training.loss import supervision
+from dollyllama.training.optimizers import build_optimizer, build_schedule
+from dollyllama.training.progress import peak_memory_mib
+
+__all__ = ["Diverged", "FitResult", "fit"]
+
+
+@dataclass(frozen=True, slots=True)
+class FitResult:
+    """What training did, what was done before a resumption included.
+
+    tokens: the rows' own, without padding; supervised_tokens: those with loss. seconds: the
+    training loop alone, without evaluations. loss: mean per token since the line logged before the
+    last, null when no step was taken. peak_memory_mib: allocated on a GPU, resident on a CPU.
+    """
+
+    steps: int
+    tokens: int
+    supervised_tokens: int
+    seconds: float
+    tokens_per_second: float
+    peak_memory_mib: float
+    loss: float | None
+    interrupted: bool
+
+
+def fit(
+    model: Any,
+    tokenizer: Any,
+    rows: Sequence[EncodedExample],
+    *,
+    trainer: config.Trainer,
+    optimizer: config.Optimizer,
+    schedule: config.Schedule,
+    autocast: bool,
+    seed: int,
+    folder: Path,
+    log: Log,
+    resume: bool,
+    evaluate: Callable[[int], dict[str, float]] | None = None,
+) -> FitResult:
+    """Train the trainable parameters of ``model`` on ``rows``; it comes back in evaluation mode.
+
+    The loss of an optimizer step is the mean over its supervised tokens, however they are spread
+    over micro-batches. Every ``trainer.eval_steps`` steps ``evaluate`` is called, and what it
+    returns is logged; it leaves no trace in training. With ``trainer.checkpoint_steps``, a
+    checkpoint is written at that interval and after the last step, below ``folder/checkpoints``.
+    resume: go on from the newest checkpoint there; from the beginning where there is none.
+
+    SIGINT or SIGTERM ends training after the step, with a checkpoint and ``interrupted`` set.
+    Raises Diverged when the loss becomes NaN or infinite, after logging it (on a GPU, which is not
+    waited for at every step, with the next line that is due). ValueError for what settings or
+    folder make impossible.
+    """
+    plan = make_plan([len(row.ids) for row in rows], trainer, seed=seed)
+    device: torch.device = model.device
+    torch_optimizer = build_optimizer(model.parameters(), optimizer)
+    lr_schedule = build_schedule(torch_optimizer, schedule, steps=plan.steps)
+    settings = {
+        "plan": asdict(plan),
+        "lengths": [len(row.ids) for row in rows],
+        "optimizer": asdict(optimizer),
+        "schedule": asdict(schedule),
+    }
+    loop = Loop(
+        model=model,
+        optimizer=torch_optimizer,
+        schedule=lr_schedule,
+        plan=plan,
+        rows=rows,
+        trainer=trainer,
+        folder=folder,
+        fingerprint=config.fingerprint(settings),
+        log=log,
+        evaluate=evaluate,
+    )
+    loop.begin(resume=resume)
+    if loop.step < plan.steps:
+        collate = _collator(trainer.batching, tokenizer.pad_token_id)
+        left = plan.batches[loop.step * plan.accumulation :]
+        arguments = _arguments(
+            trainer,
+            steps=plan.steps - loop.step,
+            device=device,
+            use_cache=model.config.use_cache,
+            autocast=autocast,
+            seed=seed,
+            folder=folder,
+        )
+        with ExitStack() as during:
+            loop.stop_requested = during.enter_context(interruptible())
+            during.enter_context(training_attention(model, longest=max(map(_length, rows))))
+            during.enter_context(loop.loss.attached(model))
+            if trainer.activation_checkpointing:
+                during.callback(model.activation_checkpointing_disable)
+            hf_trainer = Trainer(
+                model=model,
+                args=arguments,
+                data_collator=_only,
+                train_dataset=_Batches(rows, left, collate, loop.sources),
+                compute_loss_func=loop.loss,
+                callbacks=[loop],
+                optimizers=(torch_optimizer, lr_schedule),
+            )
+            hf_trainer.remove_callback(PrinterCallback)
+            during.callback(_drop_autocast, model)
+            during.callback(loop.close)
+            hf_trainer.train()
+    model.eval()
+    tokens = loop.tokens
+    return FitResult(
+        steps=loop.step,
+        tokens=tokens,
+        supervised_tokens=loop.supervised_tokens,
+        seconds=loop.seconds,
+        tokens_per_second=tokens / loop.seconds if loop.seconds else 0.0,
+        peak_memory_mib=peak_memory_mib(device),
+        loss=loop.last_loss,
+        interrupted=loop.interrupted,
+    )
+
+
+def _length(row: EncodedExample) -> int:
+    return len(row.ids)
+
+
+def _arguments(
+    trainer: config.Trainer,
+    *,
+    steps: int,
+    device: torch.device,
+    use_cache: bool,
+    autocast: bool,
+    seed: int,
+    folder: Path,
+) -> TrainingArguments:
+    """Trainer's loop and nothing else of it: no printing, logging, saving, reporting, sampling."""
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        max_steps=steps,
+        per_device_train_batch_size=1,  # an item of the data set is a batch already
+        gradient_accumulation_steps=trainer.accumulation,
+        train_sampling_strategy="sequential",
+        max_grad_norm=trainer.max_grad_norm or 0.0,
+        activation_checkpointing=trainer.activation_checkpointing,
+        activation_checkpointing_kwargs={"use_reentrant": False},
+        bf16=autocast,
+        use_cpu=device.type == "cpu",
+        seed=seed,
+        use_cache=use_cache,
+        logging_strategy="no",
+        logging_nan_inf_filter=False,
+        save_strategy="no",
+        eval_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=device.type == "cuda",
+    )
+    # With several GPUs in sight Trainer would split batches over them; the model is on one.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
+
+
+def _collator(
+    batching: config.Batching, pad_id: int | None
+) -> Callable[[Sequence[EncodedExample]], dict[str, Any]]:
+    if batching is config.Batching.packed:
+        return collate_packed
+    if pad_id is None:
+        raise ValueError(
+            f"trainer.batching={batching} pads, and the tokenizer has no pad token: give it one, "
+            "or use trainer.batching=packed"
+        )
+    return partial(collate_padded, pad_id=pad_id)
+
+
+class _Batches(Dataset[dict[str, Any]]):
+    """Micro-batches as items, collated when they are asked for."""
+
+    def __init__(
+        self,
+        rows: Sequence[EncodedExample],
+        batches: Sequence[Batch],
+        collate: Callable[[Sequence[EncodedExample]], dict[str, Any]],
+        sources: Sequence[str],
+    ) -> None:
+        self._rows = rows
+        self._batches = batches
+        self._collate = collate
+        self._sources = sources
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        rows = [self._rows[row] for row in self._batches[number]]
+        batch = self._collate(rows)
+        places = supervision(rows, batch["labels"], self._sources)
+        return {**batch, **places, "use_cache": False}
+
+
+def _drop_autocast(model: Any) -> None:
+    """Undo what accelerate did to ``model``: it shadows ``forward`` by one under autocast."""
+    for name in ("forward", "_original_forward", "_is_accelerate_prepared"):
+        model.__dict__.pop(name, None)
+
+
+def _only(items: list[dict[str, Any]]) -> dict[str, Any]:
+    (item,) = items
+    return item

@@ -1,0 +1,92 @@
+"""In a pack, no token sees another row."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dollyllama.data.batches import collate_packed
+from dollyllama.data.tokens import EncodedExample
+from dollyllama.training.attention import training_attention
+from tests.training.build import make_model, make_rows
+
+LENGTHS = [7, 19, 1, 12]
+ROWS = make_rows(LENGTHS)
+
+
+def packed_logits(model: Any, rows: list[EncodedExample]) -> list[Tensor]:
+    """Logits of each row as the model computes them in one pack."""
+    pack = collate_packed(rows)
+    del pack["labels"]
+    with training_attention(model, longest=max(LENGTHS)):
+        logits = model(**pack, use_cache=False).logits[0]
+    return list(logits.split([len(row.ids) for row in rows]))
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_logits_in_a_pack_are_those_of_the_row_alone(kv_heads: int) -> None:
+    model = make_model(num_key_value_heads=kv_heads).eval()
+    with torch.no_grad():
+        for row, found in zip(ROWS, packed_logits(model, ROWS), strict=True):
+            alone = model(input_ids=torch.tensor([row.ids])).logits[0]
+            torch.testing.assert_close(found, alone, rtol=1e-4, atol=1e-4)
+
+
+def test_gradients_in_a_pack_are_those_of_the_row_alone() -> None:
+    weights = torch.randn(LENGTHS[1], 99, generator=torch.Generator().manual_seed(1))
+
+    def gradients(logits: Tensor, model: Any) -> list[Tensor]:
+        parameters = [each for each in model.parameters() if each.requires_grad]
+        return list(torch.autograd.grad((logits * weights).sum(), parameters))
+
+    model = make_model().eval()
+    in_pack = gradients(packed_logits(model, ROWS)[1], model)
+    alone = gradients(model(input_ids=torch.tensor([ROWS[1].ids])).logits[0], model)
+    for found, expected in zip(in_pack, alone, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("changed", range(len(LENGTHS)))
+def test_another_row_changes_not_a_bit_of_the_rest(changed: int) -> None:
+    model = make_model().eval()
+    others = list(ROWS)
+    others[changed] = make_rows(LENGTHS, seed=1)[changed]
+    with torch.no_grad():
+        before, after = packed_logits(model, ROWS), packed_logits(model, others)
+    for number in range(len(LENGTHS)):
+        assert torch.equal(before[number], after[number]) == (number != changed)
+
+
+def test_no_gradient_flows_from_one_row_to_another() -> None:
+    model = make_model().eval()
+    pack = collate_packed(ROWS)
+    embedded = model.get_input_embeddings()(pack.pop("input_ids")).detach().requires_grad_()
+    del pack["labels"]
+    with training_attention(model, longest=max(LENGTHS)):
+        logits = model(inputs_embeds=embedded, **pack, use_cache=False).logits[0]
+    logits[LENGTHS[0] : LENGTHS[0] + LENGTHS[1]].sum().backward()
+    assert embedded.grad is not None
+    touched = embedded.grad[0].abs().sum(1) > 0
+    rows = torch.repeat_interleave(torch.arange(4), torch.tensor(LENGTHS))
+    assert touched[rows == 1].all()
+    assert not touched[rows != 1].any()
+
+
+def test_the_model_attends_as_before_afterwards() -> None:
+    model = make_model()
+    before = model.config._attn_implementation
+    with training_attention(model, longest=4):
+        assert model.config._attn_implementation != before
+    assert model.config._attn_implementation == before
+
+
+def test_a_sliding_window_shorter_than_a_row_is_refused() -> None:
+    model = make_model()
+    model.config.sliding_window = 16
+    with training_attention(model, longest=16):
+        pass
+    with pytest.raises(ValueError, match=r"19 tokens.*use data\.max_length=16"):
+        training_attention(model, longest=19).__enter__()
