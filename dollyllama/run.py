@@ -1,0 +1,384 @@
+"""A run from its config to its record: the story, told top to bottom.
+
+A run is a folder. ``run`` fills it file by file, so that a reader may open it at any moment and
+finds it complete also when the run failed; ``restore`` makes a model of it again.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+from transformers import set_seed
+
+from dollyllama import config, embedded, provenance
+from dollyllama.card import EMBEDDED, base_name, config_rows, model_card
+from dollyllama.data.prepare import PreparedData, prepare
+from dollyllama.data.show import count_table
+from dollyllama.data.tokens import EncodedExample
+from dollyllama.evaluation.loss import held_out_loss
+from dollyllama.evaluation.metric import Metric
+from dollyllama.evaluation.suite import Evaluated, evaluate, select
+from dollyllama.evaluation.table import compare_table
+from dollyllama.files import read_json_lines, write_json, write_json_lines, write_text
+from dollyllama.model.adapter import attach_adapter, count_parameters, load_adapter, save_adapter
+from dollyllama.model.load import load_base, load_tokenizer
+from dollyllama.model.precision import dtype_census, upcast
+from dollyllama.summary import columns, cost_rows, next_commands
+from dollyllama.tracking import Tracker, open_tracker
+from dollyllama.training.budget import make_plan
+from dollyllama.training.fit import Diverged, FitResult, fit
+
+
+class Status(StrEnum):
+    running = enum.auto()
+    finished = enum.auto()
+    interrupted = enum.auto()
+    diverged = enum.auto()
+    failed = enum.auto()
+
+
+@dataclass(slots=True)
+class Result:
+    """What ``result.json`` holds. Metrics are by phase: ``before`` and ``after`` training.
+
+    parameters: how many are trainable, and of how many. seconds: by part of the run, over all its
+    sessions; ``total`` is everything between its beginnings and its ends.
+    """
+
+    status: Status = Status.running
+    error: str | None = None
+    metrics: dict[str, list[Metric]] = field(default_factory=dict)
+    train: FitResult | None = None
+    parameters: dict[str, int] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def run(run_config: config.Run, folder: Path) -> Result:
+    """Train, evaluate and record one run in ``folder``; go on where it stopped if it holds one.
+
+    Raises ValueError for what the user can mend, Diverged when the loss stops being a number; the
+    record in ``folder`` is complete either way. An interrupted run returns with that status.
+    """
+    result, resumed = _previous_result(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    config.save(run_config, folder / "config.yaml")
+    device = choose_device(run_config.device)
+    with _recorded(result, folder), _tracked(run_config, folder, result) as tracker:
+        origin = provenance.collect(
+            device=str(device),
+            seed=run_config.seed,
+            base_model=_base_folder(run_config.model.path),
+            revision=run_config.model.revision,
+        )
+        write_json(folder / "provenance.json", origin)
+        set_seed(run_config.seed)
+        tokenizer = load_tokenizer(run_config.model.path, run_config.model.revision)
+
+        with _timed(result, "prepare"), _bar("data") as progress:
+            data = prepare(run_config.data, tokenizer, seed=run_config.seed, progress=progress)
+        write_json(folder / "data.json", data.manifest)
+        write_json_lines(folder / "rejected.jsonl", (asdict(row) for row in data.rejected))
+        print(f"{count_table(data.manifest)}\n")
+
+        with _timed(result, "load"):
+            model = _load_base(run_config, tokenizer, device)
+        if run_config.evaluation.before and "before" not in result.metrics:
+            with _timed(result, "evaluate_before"):
+                _evaluate(run_config, model, tokenizer, data, "before", result, folder, tracker)
+
+        model = attach_adapter(
+            model,
+            r=run_config.lora.r,
+            alpha=run_config.lora.alpha,
+            dropout=run_config.lora.dropout,
+            variant=run_config.lora.variant,
+            targets=run_config.lora.target_modules,
+            seed=run_config.seed,
+        )
+        trainable, total = count_parameters(model)
+        result.parameters = {"trainable": trainable, "total": total}
+        origin["dtypes"] = dtype_census(model)
+        write_json(folder / "provenance.json", origin)
+        print(f"{_opening(run_config, data, result)}\n")
+
+        with _timed(result, "train"):
+            result.train = fit(
+                model,
+                tokenizer,
+                data.train,
+                trainer=run_config.trainer,
+                optimizer=run_config.optimizer,
+                schedule=run_config.schedule,
+                autocast=run_config.precision.autocast,
+                seed=run_config.seed,
+                folder=folder,
+                log=tracker.log,
+                resume=resumed,
+                evaluate=_loss_by_source(run_config, model, tokenizer, data.held_out),
+            )
+        if result.train.interrupted:
+            result.status = Status.interrupted
+            return result
+        save_adapter(model, tokenizer, folder / "adapter")
+
+        with _timed(result, "evaluate_after"):
+            _evaluate(run_config, model, tokenizer, data, "after", result, folder, tracker)
+        result.status = Status.finished
+    _write_card(run_config, folder, data, result, origin)
+    print(_closing(result, folder))
+    return result
+
+
+def restore(run_config: config.Run, folder: Path) -> tuple[Any, Any]:
+    """Load what the run in ``folder`` trained: (model in evaluation mode, tokenizer).
+
+    ValueError when it has no adapter yet, or the base model cannot be had.
+    """
+    adapter = folder / "adapter"
+    if not adapter.is_dir():
+        raise ValueError(f"{folder} has no adapter yet: python train.py resume={folder} goes on")
+    tokenizer = load_tokenizer(str(adapter), None)
+    model = _load_base(run_config, tokenizer, choose_device(run_config.device))
+    return load_adapter(model, adapter), tokenizer
+
+
+def choose_device(wish: config.Device) -> torch.device:
+    """CUDA where it answers, unless the config asks for a CPU."""
+    cuda = torch.cuda.is_available() and wish is not config.Device.cpu
+    return torch.device("cuda" if cuda else "cpu")
+
+
+def measure(
+    run_config: config.Run, model: Any, tokenizer: Any, held_out: Sequence[EncodedExample]
+) -> Evaluated:
+    """Evaluate a model on held-out examples as the config says."""
+    decoding, evaluation = run_config.decoding, run_config.evaluation
+    with _bar("evaluation") as progress:
+        return evaluate(
+            model,
+            tokenizer,
+            held_out,
+            graders={name: source.grader for name, source in run_config.data.sources.items()},
+            strategy=decoding.strategy,
+            max_new_tokens=decoding.max_new_tokens,
+            temperature=decoding.temperature,
+            top_p=decoding.top_p,
+            alpha=decoding.alpha,
+            k=decoding.k,
+            loss_examples=evaluation.loss_examples,
+            generate_examples=evaluation.generate_examples,
+            batch_size=evaluation.batch_size,
+            seed=run_config.seed,
+            progress=progress,
+        )
+
+
+# --- parts of the story -------------------------------------------------------------------------
+
+
+def _load_base(run_config: config.Run, tokenizer: Any, device: torch.device) -> Any:
+    model = load_base(
+        run_config.model.path,
+        run_config.model.revision,
+        dtype=run_config.model.dtype,
+        quantization=run_config.quantization,
+        device=device,
+        tokenizer=tokenizer,
+    )
+    upcast(model, run_config.precision.upcast)
+    return model.eval()
+
+
+def _base_folder(path: str) -> str:
+    return str(embedded.MODEL) if path == EMBEDDED else path
+
+
+def _evaluate(
+    run_config: config.Run,
+    model: Any,
+    tokenizer: Any,
+    data: PreparedData,
+    phase: str,
+    result: Result,
+    folder: Path,
+    tracker: Tracker,
+) -> None:
+    """Measure the model, and put metrics and samples where they belong."""
+    if not run_config.evaluation.loss_examples and not run_config.evaluation.generate_examples:
+        return
+    measured = measure(run_config, model, tokenizer, data.held_out)
+    result.metrics[phase] = measured.metrics
+    step = result.train.steps if result.train else 0
+    values = {each.name: each.value for each in measured.metrics if each.value is not None}
+    tracker.log(step, values)
+    rows = [{"phase": phase, **asdict(sample)} for sample in measured.samples]
+    path = folder / "samples.jsonl"
+    earlier = read_json_lines(path) if path.exists() else []
+    write_json_lines(path, [*(row for row in earlier if row["phase"] != phase), *rows])
+    tracker.table(step, f"samples/{phase}", rows)
+    if phase == "after":
+        tracker.summary(values)
+    _write_result(result, folder)
+
+
+def _loss_by_source(
+    run_config: config.Run, model: Any, tokenizer: Any, held_out: Sequence[EncodedExample]
+) -> Callable[[int], dict[str, float]] | None:
+    """What is measured every ``trainer.eval_steps``; None when nothing is."""
+    if run_config.trainer.eval_steps is None:
+        return None
+    examples = select(held_out, run_config.evaluation.loss_examples)
+
+    def evaluate_loss(step: int) -> dict[str, float]:
+        losses = held_out_loss(
+            model,
+            examples,
+            batch_size=run_config.evaluation.batch_size,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        return {each.name: each.value for each in losses if each.value is not None}
+
+    return evaluate_loss
+
+
+def _opening(run_config: config.Run, data: PreparedData, result: Result) -> str:
+    """What is about to happen, before it takes its time."""
+    total = data.manifest["total"]["tokens"]["train"]
+    plan = make_plan(
+        [len(each.ids) for each in data.train], run_config.trainer, seed=run_config.seed
+    )
+    trainable, parameters = result.parameters["trainable"], result.parameters["total"]
+    return columns(
+        [
+            *config_rows(asdict(run_config)),
+            (
+                "examples",
+                (
+                    f"{total['examples']:,} with {total['tokens']:,} tokens, "
+                    f"{total['masked'] / total['tokens']:.0%} of them without loss, "
+                    f"{total['truncated'] / total['examples']:.1%} cut short"
+                ),
+            ),
+            ("trainable", f"{trainable:,} of {parameters:,} ({trainable / parameters:.2%})"),
+            ("steps", f"{plan.steps:,}"),
+        ]
+    )
+
+
+def _closing(result: Result, folder: Path) -> str:
+    parts = [columns(cost_rows(asdict(result)))]
+    if "after" in result.metrics:
+        parts.append(compare_table(result.metrics.get("before"), result.metrics["after"]))
+    parts.append("\n".join(next_commands(folder, result.status)))
+    return "\n" + "\n\n".join(parts)
+
+
+def _write_card(
+    run_config: config.Run,
+    folder: Path,
+    data: PreparedData,
+    result: Result,
+    origin: dict[str, Any],
+) -> None:
+    card = model_card(
+        asdict(run_config), data=data.manifest, result=asdict(result), provenance=origin
+    )
+    write_text(folder / "adapter" / "README.md", card)
+
+
+# --- the record ---------------------------------------------------------------------------------
+
+
+def _previous_result(folder: Path) -> tuple[Result, bool]:
+    """What an earlier session of this run measured, and whether there was one."""
+    path = folder / "result.json"
+    if not path.exists():
+        return Result(), False
+    values = json.loads(path.read_text(encoding="utf-8"))
+    metrics = {
+        phase: [Metric(**metric) for metric in metrics]
+        for phase, metrics in values["metrics"].items()
+    }
+    return Result(metrics=metrics, seconds=values["seconds"]), True
+
+
+def _write_result(result: Result, folder: Path) -> None:
+    write_json(folder / "result.json", asdict(result))
+
+
+@contextmanager
+def _recorded(result: Result, folder: Path) -> Iterator[None]:
+    """Keep ``result.json`` true, however the run ends."""
+    result.status, result.error = Status.running, None
+    _write_result(result, folder)
+    try:
+        with _timed(result, "total"):
+            yield
+    except BaseException as error:
+        result.status = {
+            Diverged: Status.diverged,
+            KeyboardInterrupt: Status.interrupted,
+        }.get(type(error), Status.failed)
+        result.error = f"{type(error).__name__}: {error}"
+        raise
+    finally:
+        _write_result(result, folder)
+
+
+@contextmanager
+def _tracked(run_config: config.Run, folder: Path, result: Result) -> Iterator[Tracker]:
+    """The run's log; W&B shows the run as finished only when it is."""
+    tracking = run_config.tracking
+    values = asdict(run_config)
+    tracker = open_tracker(
+        folder,
+        mode=tracking.wandb,
+        project=tracking.project,
+        entity=tracking.entity,
+        group=tracking.group,
+        tags=tracking.tags,
+        job_type="train",
+        name=f"{base_name(run_config.model.path).rpartition('/')[2]} {folder.name}",
+        run_id=config.fingerprint([values, str(folder.resolve())]),
+        config=values,
+    )
+    failed = True
+    try:
+        yield tracker
+        failed = result.status is not Status.finished
+    finally:
+        tracker.finish(failed)
+
+
+@contextmanager
+def _timed(result: Result, part: str) -> Iterator[None]:
+    """Add the seconds that a part takes to those of earlier sessions."""
+    started = time.perf_counter()
+    try:
+        yield
+    finally:
+        spent = time.perf_counter() - started
+        result.seconds[part] = round(result.seconds.get(part, 0.0) + spent, 3)
+
+
+@contextmanager
+def _bar(what: str) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar for work in stages, gone when it is done; nothing where stderr is no terminal."""
+    with tqdm(desc=what, leave=False, disable=None) as bar:
+
+        def progress(stage: str, done: int, total: int) -> None:
+            bar.set_description(f"{what}: {stage}", refresh=False)
+            bar.total, bar.n = total, done
+            bar.refresh()
+
+        yield progress

@@ -1,0 +1,227 @@
+"""Whole runs: what is in the folder, whatever happened, and what the adapter in it can do."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from dollyllama import config, launch
+from dollyllama.data.prepare import prepare
+from dollyllama.data.prompt import END_MARKER
+from dollyllama.evaluation.metric import Metric
+from dollyllama.files import read_json_lines
+from dollyllama.run import Result, Status, measure, restore, run
+from dollyllama.summary import summary
+from dollyllama.tracking import Tracker
+from dollyllama.training.fit import Diverged
+
+#: A run of seconds on the embedded model.
+SMALL = (
+    "tracking=files",
+    "device=cpu",
+    "data.max_rows=64",
+    "data.held_out=0.02",
+    "trainer=smoke",
+    "evaluation.loss_examples=6",
+    "evaluation.generate_examples=2",
+    "decoding.max_new_tokens=8",
+)
+
+
+#: The same without evaluation.
+UNMEASURED = (*(each for each in SMALL if not each.startswith("evaluation.")), "evaluation=none")
+
+
+def small_run(folder: Path, *overrides: str, base: tuple[str, ...] = SMALL) -> Result:
+    return run(launch.compose_run([*base, *overrides]), folder)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
+    folder = tmp_path_factory.mktemp("runs") / "finished"
+    return folder, small_run(folder)
+
+
+def read(folder: Path, name: str) -> Any:
+    return json.loads((folder / name).read_text(encoding="utf-8"))
+
+
+def test_a_finished_run_leaves_the_whole_record(finished: tuple[Path, Result]) -> None:
+    folder, result = finished
+    assert {path.name for path in folder.iterdir()} == {
+        "adapter",
+        "config.yaml",
+        "data.json",
+        "metrics.jsonl",
+        "provenance.json",
+        "rejected.jsonl",
+        "result.json",
+        "samples.jsonl",
+    }
+    assert read(folder, "result.json")["status"] == result.status == "finished"
+    assert "README.md" in {path.name for path in (folder / "adapter").iterdir()}
+
+
+def test_the_recorded_config_is_the_one_that_ran(finished: tuple[Path, Result]) -> None:
+    assert config.load(finished[0] / "config.yaml") == launch.compose_run(SMALL)
+
+
+def test_norms_alone_are_upcast(finished: tuple[Path, Result]) -> None:
+    census = read(finished[0], "provenance.json")["dtypes"]
+    assert set(census["norms"]) == {"float32"}
+    assert set(census["other"]) == {"bfloat16"}
+    assert set(census["quantised"]) == {"nf4"}
+
+
+def test_metrics_are_measured_before_and_after_on_every_source(
+    finished: tuple[Path, Result],
+) -> None:
+    names = {
+        phase: {metric.name for metric in metrics} for phase, metrics in finished[1].metrics.items()
+    }
+    assert names["before"] == names["after"]
+    assert {f"loss/{source}" for source in ("code", "dolly", "maths", "sql")} <= names["after"]
+
+
+def test_samples_say_before_which_training_they_were_written(
+    finished: tuple[Path, Result],
+) -> None:
+    samples = read_json_lines(finished[0] / "samples.jsonl")
+    assert [sample["phase"] for sample in samples] == ["before"] * 8 + ["after"] * 8
+
+
+def test_every_rejected_row_has_a_reason_and_itself(finished: tuple[Path, Result]) -> None:
+    rejected = read_json_lines(finished[0] / "rejected.jsonl")
+    counted = read(finished[0], "data.json")["total"]["rejected"]
+    assert len(rejected) == sum(counted.values()) > 100
+    assert all(row["reason"] and isinstance(row["raw"], dict) for row in rejected)
+
+
+def test_the_restored_adapter_measures_what_the_run_measured(
+    finished: tuple[Path, Result],
+) -> None:
+    folder, result = finished
+    run_config = config.load(folder / "config.yaml")
+    model, tokenizer = restore(run_config, folder)
+    data = prepare(run_config.data, tokenizer, seed=run_config.seed)
+    again = measure(run_config, model, tokenizer, data.held_out).metrics
+    assert again == result.metrics["after"]
+
+
+def test_the_summary_needs_the_folder_alone(finished: tuple[Path, Result]) -> None:
+    text = summary(finished[0])
+    assert "finished" in text
+    assert "loss/sql" in text
+    assert f"python -m dollyllama evaluate {finished[0]}" in text
+
+
+def test_two_runs_of_one_config_give_the_same_adapter_bytes(
+    finished: tuple[Path, Result], tmp_path: Path
+) -> None:
+    small_run(tmp_path / "again")
+    first, second = (
+        (folder / "adapter" / "adapter_model.safetensors").read_bytes()
+        for folder in (finished[0], tmp_path / "again")
+    )
+    assert first == second
+
+
+def test_a_diverged_run_is_recorded_as_such(tmp_path: Path) -> None:
+    folder = tmp_path / "diverged"
+    with pytest.raises(Diverged):
+        small_run(folder, "optimizer=sgd", "optimizer.lr=1e30", "trainer.max_grad_norm=null")
+    record = read(folder, "result.json")
+    assert record["status"] == "diverged"
+    assert "loss" in record["error"]
+    assert record["metrics"]["before"]
+    assert not (folder / "adapter").exists()
+
+
+def test_a_killed_run_resumes_to_the_same_adapter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = ("trainer.checkpoint_steps=2", "trainer.keep_checkpoints=1")
+    small_run(tmp_path / "whole", *steps)
+
+    log = Tracker.log
+
+    def log_and_die(self: Tracker, step: int, values: dict[str, float]) -> None:
+        log(self, step, values)
+        if step == 3 and "train/loss" in values:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Tracker, "log", log_and_die)
+    with pytest.raises(KeyboardInterrupt):
+        small_run(tmp_path / "killed", *steps)
+    assert read(tmp_path / "killed", "result.json")["status"] == "interrupted"
+    monkeypatch.setattr(Tracker, "log", log)
+    resumed = small_run(tmp_path / "killed", *steps)
+
+    assert resumed.status is Status.finished
+    whole, killed = (
+        (tmp_path / name / "adapter" / "adapter_model.safetensors").read_bytes()
+        for name in ("whole", "killed")
+    )
+    assert whole == killed
+    lines = read_json_lines(tmp_path / "killed" / "metrics.jsonl")
+    assert [line["step"] for line in lines if "train/loss" in line] == [1, 2, 3, 4]
+
+
+def test_control_c_saves_a_checkpoint_and_says_how_to_resume(tmp_path: Path) -> None:
+    folder = tmp_path / "stopped"
+    overrides = [*UNMEASURED, "trainer.max_steps=100000", f"hydra.run.dir={folder}"]
+    process = subprocess.Popen(
+        [sys.executable, "train.py", *overrides],
+        cwd=launch.CONF.parent,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+    metrics = folder / "metrics.jsonl"
+    while process.poll() is None and not (metrics.exists() and metrics.read_text()):
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    error = process.communicate()[1]
+    assert process.returncode == launch.INTERRUPTED, error
+    assert f"python train.py resume={folder}" in error
+    assert read(folder, "result.json")["status"] == "interrupted"
+    assert list((folder / "checkpoints").iterdir())
+
+
+def test_no_key_or_token_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    secret = "hf_" + "a" * 34
+    monkeypatch.setenv("HF_TOKEN", secret)
+    monkeypatch.setattr(sys, "argv", ["train.py", f"--token={secret}"])
+    small_run(tmp_path / "run", base=UNMEASURED)
+    files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    assert all(secret.encode() not in path.read_bytes() for path in files)
+
+
+@pytest.mark.slow
+def test_the_default_run_learns_sql_on_schemas_it_has_not_seen(tmp_path: Path) -> None:
+    folder = tmp_path / "default"
+    result = run(launch.compose_run(["tracking=files", "device=cpu"]), folder)
+    by_phase: dict[str, dict[str, Metric]] = {
+        phase: {metric.name: metric for metric in metrics}
+        for phase, metrics in result.metrics.items()
+    }
+    before, after = by_phase["before"], by_phase["after"]
+    assert before["exact/sql"].n == after["exact/sql"].n >= 100
+    assert before["exact/sql"].value < 0.05
+    assert after["exact/sql"].value > 0.40
+    for source in ("code", "dolly", "maths", "sql"):
+        old, new = before[f"loss/{source}"], after[f"loss/{source}"]
+        assert old.value - new.value > 3 * (old.standard_error + new.standard_error)
+        assert after[f"stops/{source}"].value > 0.9
+    samples = read_json_lines(folder / "samples.jsonl")
+    assert all(END_MARKER not in sample["completion"] for sample in samples)
+    weights = load_file(folder / "adapter" / "adapter_model.safetensors")
+    assert all(tensor.isfinite().all() for tensor in weights.values())
