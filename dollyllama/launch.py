@@ -1,0 +1,344 @@
+"""The Hydra side: from a command line to a checked config, and from its failure to one line.
+
+Exit statuses: 0 done, 1 the run failed, 2 something that the user can mend, 130 interrupted.
+``HYDRA_FULL_ERROR=1`` gives tracebacks instead of lines.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import re
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any, NoReturn
+
+from hydra import compose, initialize_config_dir
+from hydra._internal import utils
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import MarkedYAMLError, YAMLError  # type: ignore[import-untyped]
+
+from dollyllama import config, preflight
+from dollyllama.explain import explain, explain_option, explain_unknown_key, first_line, one_line
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
+FAILED, MENDABLE, INTERRUPTED = 1, 2, 130
+
+#: What a user can mend, and what comes out of the libraries for it.
+_EXPECTED = (ValueError, OSError, HydraException, OmegaConfBaseException, YAMLError)
+
+
+class FailedJobError(Exception):
+    """A job of a sweep failed in another process, which has said why."""
+
+
+#: Statuses of the jobs that failed in this process; None where ``main`` did not start.
+_failures: ContextVar[list[int] | None] = ContextVar("failures", default=None)
+
+
+class ForgetRefusedSweep(Callback):
+    """Hydra's callback (conf/train.yaml) that removes a sweep's folder where no job ran."""
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        atexit.register(_remove_unused_sweep, Path(config.hydra.sweep.dir).absolute())
+
+
+def _remove_unused_sweep(folder: Path) -> None:
+    if folder.is_dir() and [path.name for path in folder.iterdir()] == ["multirun.yaml"]:
+        (folder / "multirun.yaml").unlink()
+        folder.rmdir()
+
+
+def main(hydra_main: Callable[[], None]) -> NoReturn:
+    """Run a function decorated by ``hydra.main`` on the command line, and exit with its status."""
+    failures: list[int] = []
+    _failures.set(failures)
+    ConfigStore.instance().store(name="schema", node=config.Run)
+    if _wants_tracebacks():
+        hydra_main()
+        sys.exit(max(failures, default=0))
+    # Hydra would print its errors over several lines and exit with 1: let them through instead.
+    utils.run_and_report = lambda func: func()
+    try:
+        _check_flags(sys.argv[1:])
+        hydra_main()
+    except _EXPECTED as error:
+        _say(describe(error), MENDABLE)
+        sys.exit(MENDABLE)
+    except FailedJobError as error:
+        _say(str(error), FAILED)
+        sys.exit(FAILED)
+    except KeyboardInterrupt:
+        _say("interrupted", INTERRUPTED)
+        sys.exit(INTERRUPTED)
+    sys.exit(max(failures, default=0))
+
+
+def task(composed: DictConfig) -> None:
+    """Check one composed config and run it: what Hydra calls for every job."""
+    hydra_config = HydraConfig.get()
+    proposed = Path(hydra_config.runtime.output_dir)
+    overrides = list(hydra_config.overrides.task)
+    with _reported(hydra_config.mode, overrides, proposed):
+        if composed.resume is None:
+            folder, run_config = proposed, config.build(composed)
+            _refuse_taken(folder)
+        else:
+            folder = Path(composed.resume).expanduser()
+            run_config = _resumed_config(folder, composed, overrides)
+            if _is_finished(folder):
+                print(f"{folder} is finished: there is nothing to resume")
+                return
+        preflight.check(run_config)
+        _run(run_config, folder)
+
+
+def _run(run_config: config.Run, folder: Path) -> None:
+    # The libraries take ten seconds to import: only a config that passed is worth them.
+    from dollyllama.run import Status, run
+    from dollyllama.training.fit import Diverged
+
+    try:
+        result = run(run_config, folder)
+    except Diverged as error:
+        raise _UnfinishedError(FAILED, str(error)) from error
+    except KeyboardInterrupt as error:
+        raise _UnfinishedError(INTERRUPTED, _interrupted(folder)) from error
+    if result.status is Status.interrupted:
+        raise _UnfinishedError(INTERRUPTED, _interrupted(folder))
+
+
+class _UnfinishedError(Exception):
+    """A run that did not finish: its exit status, and the line that says why."""
+
+    def __init__(self, status: int, line: str) -> None:
+        super().__init__(line)
+        self.status = status
+
+
+def _interrupted(folder: Path) -> str:
+    return f"interrupted: python train.py resume={shlex.quote(str(_shown(folder)))} goes on"
+
+
+@contextmanager
+def _reported(mode: RunMode | None, overrides: Sequence[str], folder: Path) -> Iterator[None]:
+    """Turn a failure into its line and status; in a sweep the other jobs go on.
+
+    folder: Hydra has made it; it goes again when nothing was written to it.
+    """
+    try:
+        yield
+    except (*_EXPECTED, _UnfinishedError) as error:
+        if _wants_tracebacks():
+            raise
+        status = error.status if isinstance(error, _UnfinishedError) else MENDABLE
+        line = describe(error)
+    else:
+        return
+    finally:
+        with suppress(OSError):
+            folder.rmdir()
+    if mode is RunMode.MULTIRUN:
+        line = f"job {folder.name} ({' '.join(overrides)}): {line}"
+    failures = _failures.get()
+    if failures is None:  # a launcher's worker process: its parent hears of exceptions alone
+        raise FailedJobError(line)
+    _say(line, status)
+    if mode is RunMode.RUN or status == INTERRUPTED:
+        sys.exit(status)
+    failures.append(status)
+
+
+def compose_run(overrides: Sequence[str]) -> config.Run:
+    """Compose and check the config that ``python train.py`` with these overrides would run.
+
+    ValueError in one line when it cannot be.
+    """
+    return config.build(_compose(overrides))
+
+
+def _compose(overrides: Sequence[str]) -> DictConfig:
+    ConfigStore.instance().store(name="schema", node=config.Run)
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            return compose("train", list(overrides))
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
+        raise ValueError(describe(error)) from error
+
+
+def describe(error: BaseException) -> str:
+    """One line for an error of Hydra, OmegaConf, YAML, the file system or our own."""
+    if isinstance(error, OverrideParseException):
+        return _describe_override(error)
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
+        group, _, option = error.missing_cfg_file.rpartition("/")
+        return explain_option(group, option, error.options)
+    if isinstance(error, MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark
+        return f"{mark.name} line {mark.line + 1} is not YAML: {one_line(str(error.problem))}"
+    if isinstance(error, HydraException):
+        return _describe_composition(error)
+    if isinstance(error, OmegaConfBaseException):
+        return explain(error, config.Run, groups())
+    if "Config group override must be a string" in str(error):
+        return (
+            "the value of a config group is the name of one of its options, no number and no null "
+            "(~GROUP leaves it out): --help lists them"
+        )
+    return one_line(str(error)) or type(error).__name__
+
+
+def groups() -> list[str]:
+    """The names of the config groups."""
+    return sorted(path.name for path in CONF.iterdir() if path.is_dir())
+
+
+def _describe_override(error: OverrideParseException) -> str:
+    override = error.override
+    if "=" not in override and not override.startswith("~"):
+        return f"{override} has no value: write {override}=VALUE"
+    cause = first_line(error.__cause__ or error)
+    return (
+        f"{override} cannot be read ({cause}): write KEY=VALUE, and quote a value with special "
+        f"characters twice, '{override.partition('=')[0]}=\"VALUE\"'"
+    )
+
+
+def _describe_composition(error: HydraException) -> str:
+    message = str(error)
+    place = re.match(r"In '([^']+)'", message)
+    where = f" (in {place[1]})" if place and place[1] != "train" else ""
+    if match := re.match(r"Ambiguous value for argument '(.*)'", message):
+        key, _, values = match[1].partition("=")
+        return (
+            f"{match[1]} is several values: add --multirun to sweep over them, or write "
+            f"{key}=[{values}]"
+        )
+    if match := re.search(r"Could not override '([^']+)'\. No match in the defaults list", message):
+        return explain_unknown_key(match[1].lstrip("/"), config.Run, groups()) + where
+    cause = _omegaconf_cause(error)
+    if cause is not None:
+        if "is not a subclass of Source" in str(cause):
+            name = str(cause.full_key).rpartition(".")[2]
+            return (
+                f"data.sources.{name} is not there: add it whole, "
+                f"+source@data.sources.{name}=OPTION"
+            )
+        return explain(cause, config.Run, groups()) + where
+    return one_line(message.partition("Config search path")[0])
+
+
+def _omegaconf_cause(error: BaseException) -> OmegaConfBaseException | None:
+    """The outermost of OmegaConf's errors behind one of Hydra's."""
+    behind = error.__cause__ or error.__context__
+    while behind is not None and not isinstance(behind, OmegaConfBaseException):
+        behind = behind.__cause__ or behind.__context__
+    return behind
+
+
+def _check_flags(arguments: Sequence[str]) -> None:
+    """Refuse unknown flags in one line; Hydra's parser would print its whole usage."""
+    known = {flag for action in utils.get_args_parser()._actions for flag in action.option_strings}
+    for argument in arguments:
+        flag = argument.partition("=")[0]
+        if flag.startswith("-") and flag not in known:
+            raise ValueError(f"there is no flag {flag}: --help and --hydra-help list them")
+
+
+# --- folders and resuming -----------------------------------------------------------------------
+
+
+def _refuse_taken(folder: Path) -> None:
+    if (folder / "config.yaml").exists():
+        shown = shlex.quote(str(_shown(folder)))
+        raise ValueError(
+            f"{shown} holds a run already: resume={shown} continues it, "
+            f"hydra.run.dir=FOLDER starts another one"
+        )
+
+
+def _resumed_config(folder: Path, composed: DictConfig, overrides: Sequence[str]) -> config.Run:
+    """The config of the run in ``folder``, with the tracking that ``overrides`` ask for."""
+    saved = config.read(_config_file(folder, "resume="))
+    for override in overrides:
+        key = _overridden_key(override)
+        if _is_in(key, ("tracking",)):
+            OmegaConf.update(saved, key, OmegaConf.select(composed, key), merge=False)
+        elif key != "resume":
+            raise ValueError(
+                f"{override} would change the run that resume={_shown(folder)} continues: only "
+                f"tracking can be given anew; leave it out, or start another run without resume"
+            )
+    return config.build(saved, str(folder / "config.yaml"))
+
+
+def reopen_run(folder: Path, overrides: Sequence[str], *, sections: Sequence[str]) -> config.Run:
+    """The config of the finished run in ``folder``, with overrides in ``sections`` alone.
+
+    ValueError in one line for another section, or when ``folder`` is no run.
+    """
+    saved = config.read(_config_file(folder))
+    keys = [_overridden_key(override) for override in overrides]
+    for key, override in zip(keys, overrides, strict=True):
+        if not _is_in(key, sections):
+            raise ValueError(
+                f"{override} cannot be changed for a run that is done: {', '.join(sections)} can"
+            )
+    composed = _compose(overrides)
+    for key in keys:
+        OmegaConf.update(saved, key, OmegaConf.select(composed, key), merge=False)
+    return config.build(saved, str(folder / "config.yaml"))
+
+
+def _overridden_key(override: str) -> str:
+    """The group or key that an override is about: "decoding" of "decoding=greedy"."""
+    return re.split(r"[=@]", override.lstrip("+~"), maxsplit=1)[0]
+
+
+def _is_in(key: str, sections: Sequence[str]) -> bool:
+    return key.partition(".")[0] in sections
+
+
+def _config_file(folder: Path, named: str = "") -> Path:
+    file = folder / "config.yaml"
+    if not file.is_file():
+        what = "is no run folder: it has no config.yaml" if folder.is_dir() else "is no folder"
+        raise ValueError(f"{named}{folder} {what}; `python train.py` prints the folder of its run")
+    return file
+
+
+def _is_finished(folder: Path) -> bool:
+    result = folder / "result.json"
+    if not result.exists():
+        return False
+    try:
+        return bool(json.loads(result.read_text(encoding="utf-8"))["status"] == "finished")
+    except (ValueError, KeyError) as error:
+        raise ValueError(f"{result} is damaged: {one_line(str(error))}") from error
+
+
+def _shown(folder: Path) -> Path:
+    """A path relative to the working folder where it lies below that."""
+    try:
+        return folder.relative_to(Path.cwd())
+    except ValueError:
+        return folder
+
+
+def _wants_tracebacks() -> bool:
+    return os.environ.get("HYDRA_FULL_ERROR") == "1"
+
+
+def _say(line: str, status: int) -> None:
+    print(line if status == INTERRUPTED else f"error: {line}", file=sys.stderr)

@@ -1,0 +1,376 @@
+"""``python train.py``: what is refused, in which words, and what a run's end makes of the exit."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import subprocess
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from hydra._internal import utils
+
+from dollyllama import config, launch, preflight
+
+ROOT = Path(__file__).parents[1]
+HEAVY = ("torch", "transformers", "peft", "datasets", "wandb", "numpy", "pyarrow", "matplotlib")
+
+Launch = Callable[..., tuple[int, list[str]]]
+
+
+def start() -> None:
+    """What ``python train.py`` does, in this process."""
+    runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
+
+
+@pytest.fixture(autouse=True)
+def working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    monkeypatch.setattr(utils, "run_and_report", utils.run_and_report)
+    monkeypatch.setattr(config, "cuda_is_available", lambda: False)
+    return tmp_path
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Launch:
+    """Run ``train.py`` with arguments; its exit status and the lines on stderr."""
+
+    def run_main(*arguments: str) -> tuple[int, list[str]]:
+        monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as left:
+            start()
+        return int(left.value.code or 0), capsys.readouterr().err.splitlines()
+
+    return run_main
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[config.Run, Path]]:
+    """The runs that were started: nothing is trained, and no file is looked for."""
+    runs: list[tuple[config.Run, Path]] = []
+
+    def record(run_config: config.Run, folder: Path) -> None:
+        runs.append((run_config, folder))
+        config.save(run_config, folder / "config.yaml")
+
+    monkeypatch.setattr(launch, "_run", record)
+    monkeypatch.setattr(preflight, "check", lambda run: None)
+    return runs
+
+
+REFUSED = {
+    # unknown keys
+    "lora.rnk=8": "lora.rnk is no key of this config: did you mean lora.r?",
+    "+lora.rnk=8": "lora.rnk is no key of this config: did you mean lora.r?",
+    "++lora.rnk=8": "lora.rnk is no key of this config: did you mean lora.r?",
+    "lora.droput=0": "did you mean lora.dropout?",
+    "lr=1e-4": "lr is no key of this config: did you mean optimizer.lr?",
+    "lora.learning_rate=1": "did you mean optimizer.lr?",
+    "r=8": "did you mean lora.r?",
+    "alpha=1": "did you mean lora.alpha or decoding.alpha?",
+    "per_device_train_batch_size=4": "did you mean trainer.batch_size?",
+    "data.sources.sql.wieght=2": "did you mean data.sources.sql.weight?",
+    "data.sources.gsm.weight=2": "data.sources has code, dolly, maths, sql",
+    "+data.sources.gsm.weight=2": "+source@data.sources.gsm=OPTION",
+    "lora.zzzz=1": "lora has alpha, dropout, r, target_modules, variant",
+    "hydra.run.dri=x": "--cfg hydra prints it",
+    # unknown groups and options
+    "optimizer=adamx": "did you mean optimizer=adamw?",
+    "optimzer=adamw": "did you mean optimizer?",
+    "+optimzer=adamw": "did you mean optimizer?",
+    "experiment=dollyllama7b": "did you mean experiment=dollyllama_7b?",
+    "lora=8": "name of one of its options",
+    # wrong types
+    "lora.r=eight": "lora.r must be a whole number, not eight",
+    "lora.r=8.5": "lora.r must be a whole number, not 8.5",
+    "lora.r=null": "lora.r cannot be null",
+    "trainer.batching=paked": "did you mean packed?",
+    "trainer.profile=maybe": "trainer.profile must be true or false, not maybe",
+    "optimizer.lr=fast": "optimizer.lr must be a number, not fast",
+    "optimizer.betas=0.9": "optimizer.betas must be a list",
+    "lora.r=8,16": "add --multirun",
+    # impossible values
+    "lora.r=0": "lora.r must be at least 1, not 0",
+    "lora.dropout=1.5": "lora.dropout must be in [0, 1), not 1.5",
+    "lora.target_modules=[]": "lora.target_modules is empty",
+    "optimizer.lr=0": "optimizer.lr must be > 0",
+    "data.held_out=0": "data.held_out must be in (0, 1)",
+    "data.sources.sql.weight=0": "data.sources.sql.weight must be > 0",
+    "data.sources.sql.max_rows=0": "data.sources.sql.max_rows must be >= 1",
+    "trainer.max_steps=5": "exactly one of epochs, max_steps and max_tokens",
+    "seed=-1": "seed must be in [0, 2**32)",
+    "device=cuda": "use device=cpu, or device=auto",
+    "optimizer=paged_adamw_8bit": "use one of adamw, adamw_8bit, adafactor, lion_8bit, sgd",
+    "lora=pissa": "use quantization=none or lora=lora",
+    # keys without effect
+    "decoding.alpha=0.5": "has no effect with decoding.strategy=greedy",
+    "optimizer.momentum=0.9": "has no effect with optimizer.name=adamw",
+    "trainer.checkpoint_steps=null": "trainer.keep_checkpoints goes with trainer.checkpoint_steps",
+    # no value
+    "model=local": "model.path has no value yet: give model.path=VALUE",
+    "~lora": "lora.r has no value yet",
+    "lora.r": "lora.r has no value: write lora.r=VALUE",
+    # grammar
+    "lora.r=[8": "cannot be read",
+    "~lora.r": "lora.r cannot be removed",
+    "--bogus": "there is no flag --bogus",
+    "--config-dir=nowhere": "not found",
+    "resume=nowhere": "resume=nowhere is no folder",
+    "hydra.run.dir=/dev/null/x": "Not a directory",
+}
+
+
+@pytest.mark.parametrize("argument", REFUSED)
+def test_a_bad_argument_ends_in_one_line_and_status_2(
+    argument: str, launched: Launch, working_folder: Path
+) -> None:
+    status, lines = launched(argument)
+    assert (status, len(lines)) == (2, 1)
+    assert lines[0].startswith("error: ")
+    assert REFUSED[argument] in lines[0]
+    assert [path for path in working_folder.rglob("*") if path.is_file()] == []
+    assert list(working_folder.glob("runs/*")) == []
+
+
+YAML = {
+    "lora: {rnk: 8}": "lora.rnk is no key of this config: did you mean lora.r? (in experiment/",
+    "loar: {r: 8}": "loar is no key of this config: did you mean lora? (in experiment/mine)",
+    "lora: {r: eight}": "lora.r must be a whole number, not eight (in experiment/mine)",
+    "lora: {r: 0}": "lora.r must be at least 1, not 0",
+    "defaults: [override /optimizer: adamx]": "did you mean optimizer=adamw?",
+    "defaults: [override /optimzer: adamw]": "did you mean optimizer? (in experiment/mine)",
+    "lora: {r: 8": "mine.yaml line 3 is not YAML",
+    "lora: {r: '${nothing}'}": "lora.r: interpolation key 'nothing' not found",
+}
+
+
+@pytest.mark.parametrize("text", YAML)
+@pytest.mark.parametrize("flag", [[], ["--multirun"]], ids=["run", "multirun"])
+def test_a_bad_experiment_of_the_users_ends_in_one_line(
+    text: str, flag: list[str], launched: Launch, working_folder: Path
+) -> None:
+    folder = working_folder / "mine" / "experiment"
+    folder.mkdir(parents=True)
+    (folder / "mine.yaml").write_text(f"# @package _global_\n{text}\n", encoding="utf-8")
+    status, lines = launched(*flag, f"--config-dir={working_folder / 'mine'}", "experiment=mine")
+    assert (status, len(lines)) == (2, 1)
+    assert YAML[text] in lines[0]
+
+
+@pytest.mark.parametrize("argument", ["lora.rnk=8,16", "optimizer=adamx,adamw", "lora.r=eight,8"])
+def test_a_sweep_that_cannot_be_composed_starts_nothing(
+    argument: str, launched: Launch, started: list[tuple[config.Run, Path]]
+) -> None:
+    status, lines = launched("--multirun", argument)
+    assert (status, len(lines)) == (2, 1)
+    assert started == []
+
+
+def test_a_job_that_is_refused_does_not_stop_the_others(
+    launched: Launch, started: list[tuple[config.Run, Path]]
+) -> None:
+    status, lines = launched("--multirun", "lora.r=8,0,16", "seed=0,1")
+    assert status == 2
+    assert [(each.lora.r, each.seed) for each, _ in started] == [(8, 0), (8, 1), (16, 0), (16, 1)]
+    assert lines == [
+        "error: job 2 (lora.r=0 seed=0): lora.r must be at least 1, not 0",
+        "error: job 3 (lora.r=0 seed=1): lora.r must be at least 1, not 0",
+    ]
+
+
+def test_a_run_gets_a_folder_that_holds_nothing_of_hydras(
+    launched: Launch, started: list[tuple[config.Run, Path]], working_folder: Path
+) -> None:
+    assert launched("lora.r=4") == (0, [])
+    ((run_config, folder),) = started
+    assert run_config.lora.r == 4
+    assert folder.parent == working_folder / "runs"
+    assert [path.name for path in folder.iterdir()] == ["config.yaml"]
+
+
+def test_a_folder_that_holds_a_run_is_not_written_over(
+    launched: Launch, started: list[tuple[config.Run, Path]]
+) -> None:
+    launched("hydra.run.dir=here")
+    status, lines = launched("hydra.run.dir=here", "seed=1")
+    assert status == 2
+    assert "here holds a run already: resume=here continues it" in lines[0]
+    assert len(started) == 1
+
+
+def test_hydra_full_error_gives_the_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    monkeypatch.setattr(sys, "argv", ["train.py", "lora.r=0"])
+    with pytest.raises(ValueError, match=r"lora\.r must be at least 1"):
+        start()
+
+
+# --- how a run ends -----------------------------------------------------------------------------
+
+
+class DivergedError(Exception):
+    pass
+
+
+def stub_run(monkeypatch: pytest.MonkeyPatch, end: BaseException | str) -> None:
+    """Put a run in place that ends with an exception or a status."""
+
+    def run(run_config: config.Run, folder: Path) -> SimpleNamespace:
+        config.save(run_config, folder / "config.yaml")
+        if isinstance(end, BaseException):
+            raise end
+        return SimpleNamespace(status=end)
+
+    status = SimpleNamespace(interrupted="interrupted", finished="finished")
+    module = types.ModuleType("dollyllama.run")
+    monkeypatch.setattr(module, "run", run, raising=False)
+    monkeypatch.setattr(module, "Status", status, raising=False)
+    fit = types.ModuleType("dollyllama.training.fit")
+    monkeypatch.setattr(fit, "Diverged", DivergedError, raising=False)
+    monkeypatch.setitem(sys.modules, "dollyllama.run", module)
+    monkeypatch.setitem(sys.modules, "dollyllama.training.fit", fit)
+    monkeypatch.setattr(preflight, "check", lambda run: None)
+
+
+@pytest.mark.parametrize(
+    ("end", "status", "lines"),
+    [
+        ("finished", 0, []),
+        (ValueError("rows.jsonl line 3\nis not JSON"), 2, ["error: rows.jsonl line 3 is not JSON"]),
+        (DivergedError("the loss is nan"), 1, ["error: the loss is nan"]),
+        ("interrupted", 130, ["interrupted: python train.py resume=here goes on"]),
+        (KeyboardInterrupt(), 130, ["interrupted: python train.py resume=here goes on"]),
+    ],
+    ids=["finished", "bad data", "diverged", "interrupted", "interrupted early"],
+)
+def test_a_runs_end_decides_status_and_line(
+    end: BaseException | str,
+    status: int,
+    lines: list[str],
+    launched: Launch,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stub_run(monkeypatch, end)
+    assert launched("hydra.run.dir=here") == (status, lines)
+
+
+def test_a_diverged_job_does_not_stop_the_others_but_shows_in_the_status(
+    launched: Launch, monkeypatch: pytest.MonkeyPatch, working_folder: Path
+) -> None:
+    stub_run(monkeypatch, DivergedError("the loss is nan"))
+    status, lines = launched("--multirun", "seed=0,1", "hydra.sweep.dir=sweep")
+    assert status == 1
+    assert len(lines) == 2
+    assert (working_folder / "sweep/1/config.yaml").exists()
+
+
+def test_an_interrupt_stops_a_sweep(
+    launched: Launch, monkeypatch: pytest.MonkeyPatch, working_folder: Path
+) -> None:
+    stub_run(monkeypatch, "interrupted")
+    status, lines = launched("--multirun", "seed=0,1", "hydra.sweep.dir=sweep")
+    assert (status, len(lines)) == (130, 1)
+    assert not (working_folder / "sweep/1").exists()
+
+
+# --- resuming -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stopped(launched: Launch, started: list[tuple[config.Run, Path]]) -> Path:
+    """A run that was started and has not finished."""
+    launched("lora.r=4", "hydra.run.dir=stopped")
+    started.clear()
+    return Path("stopped")
+
+
+def test_resume_goes_on_in_the_same_folder_with_the_same_config(
+    stopped: Path,
+    launched: Launch,
+    started: list[tuple[config.Run, Path]],
+    working_folder: Path,
+) -> None:
+    before = config.load(stopped / "config.yaml")
+    assert launched("resume=stopped") == (0, [])
+    assert started == [(before, stopped)]
+    assert list((working_folder / "runs").iterdir()) == []
+
+
+def test_resume_takes_other_tracking_and_nothing_else(
+    stopped: Path, launched: Launch, started: list[tuple[config.Run, Path]]
+) -> None:
+    assert launched("resume=stopped", "tracking=files") == (0, [])
+    assert started[0][0].tracking.wandb is config.WandbMode.disabled
+    assert launched("resume=stopped", "tracking=wandb", "tracking.group=night") == (0, [])
+    assert started[1][0].tracking.group == "night"
+    status, lines = launched("resume=stopped", "lora.r=8")
+    assert status == 2
+    assert "lora.r=8 would change the run" in lines[0]
+    assert len(started) == 2
+
+
+def test_resume_of_a_finished_run_says_so_and_does_nothing(
+    stopped: Path,
+    launched: Launch,
+    started: list[tuple[config.Run, Path]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (stopped / "result.json").write_text(json.dumps({"status": "finished"}), encoding="utf-8")
+    monkeypatch.setattr(sys, "argv", ["train.py", "resume=stopped"])
+    with pytest.raises(SystemExit) as left:
+        start()
+    assert left.value.code == 0
+    assert capsys.readouterr().out == "stopped is finished: there is nothing to resume\n"
+    assert started == []
+
+
+def test_resume_names_the_damaged_file(stopped: Path, launched: Launch) -> None:
+    text = (stopped / "config.yaml").read_text(encoding="utf-8")
+    (stopped / "config.yaml").write_text(text.replace("dropout", "droput"), encoding="utf-8")
+    status, lines = launched("resume=stopped")
+    assert status == 2
+    assert lines[0] == (
+        "error: stopped/config.yaml: lora.droput is no key of this config: "
+        "did you mean lora.dropout?"
+    )
+
+
+# --- what answers at once -----------------------------------------------------------------------
+
+
+def test_help_config_and_errors_import_nothing_heavy() -> None:
+    code = f"""
+import contextlib, io, runpy, sys
+for argument in ("--help", "--cfg=job", "lora.r=0", "optimizer=adamx", "model.path=/nowhere"):
+    sys.argv = ["train.py", argument]
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        with contextlib.suppress(SystemExit):
+            runpy.run_path("train.py", run_name="__main__")
+print(sorted(set({HEAVY!r}) & set(sys.modules)))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "[]\n"
+
+
+def test_help_shows_every_group_with_its_options(
+    launched: Launch, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py", "--help"])
+    with pytest.raises(SystemExit):
+        start()
+    text = capsys.readouterr().out
+    for group in launch.groups():
+        options = sorted(path.stem for path in (launch.CONF / group).glob("*.yaml"))
+        assert f"{group}: {', '.join(options)}" in text
+    assert "runs/" in text
