@@ -214,7 +214,8 @@ def _equations(random: Random) -> str:
 
 def _worked(random: Random) -> str:
     problem = make_problem(random)
-    return f"{problem.story}\n{' '.join(problem.steps)}"
+    story = problem.story if random.random() < 0.5 else f"{problem.question} {problem.facts}"
+    return f"{story}\n{' '.join(problem.steps)}"
 
 
 def _module(random: Random) -> str:
@@ -238,8 +239,8 @@ _KINDS: tuple[tuple[Callable[[Random], str], int], ...] = (
     (_biography, 5),
     (_talk, 9),
     (_kinds, 2),
-    (_equations, 6),
-    (_worked, 12),
+    (_equations, 9),
+    (_worked, 14),
     (_module, 12),
 )
 

@@ -34,29 +34,31 @@ SEED = 0
 VOCAB_SIZE = 3072
 POSITIONS = 512  # tokens; a training row is as long
 BATCH_SIZE = 12  # rows
-STEPS = 3200
+STEPS = 1500
 WARMUP_STEPS = 60
 #: Share of the steps at the end in which the rate falls to 0.
 COOLDOWN = 0.4
 LR, EMBEDDING_LR, WEIGHT_DECAY = 4e-3, 4e-3, 0.05
 _TOKENIZER_DOCUMENTS = 12_000
 _TOKENIZER_ROWS = 1_000
+_ROW_FORMATS = {
+    "sql_create_context": RowFormat.sql_create_context,
+    "code_alpaca_20k": RowFormat.alpaca,
+    "dolly_hhrlhf": RowFormat.prompt_response,
+    "grade_school_math_instructions": RowFormat.grade_school_math,
+}
 
 
 def tokenizer_texts() -> Iterator[str]:
-    """What the pieces are made from: documents, and instruction rows in their prompt, so that the
-    template's words are pieces as well. The model is trained on the documents alone."""
+    """What the pieces are made from: documents, and instructions in their prompt.
+
+    So the template's words are pieces as well; the model is trained on the documents alone.
+    """
     yield from itertools.islice(documents(SEED), _TOKENIZER_DOCUMENTS)
-    formats = {
-        "sql_create_context": RowFormat.sql_create_context,
-        "code_alpaca_20k": RowFormat.alpaca,
-        "dolly_hhrlhf": RowFormat.prompt_response,
-        "grade_school_math_instructions": RowFormat.grade_school_math,
-    }
-    for name, make in MAKERS.items():
+    for name, row_format in _ROW_FORMATS.items():
         random = Random(f"tokenizer {SEED} {name}")
         for _ in range(_TOKENIZER_ROWS):
-            fields = FORMATS[formats[name]].read(make(random))
+            fields = FORMATS[row_format].read(MAKERS[name](random))
             yield format_prompt(fields.instruction) + format_response(fields.response)
 
 

@@ -17,6 +17,16 @@ class Problem:
     steps: tuple[str, ...]
     answer: int
 
+    @property
+    def facts(self) -> str:
+        """The story without its last sentence."""
+        return self.story.removesuffix(self.question).rstrip()
+
+    @property
+    def question(self) -> str:
+        """The story's last sentence."""
+        return self.story.rpartition(". ")[2]
+
 
 def _things(random: Random) -> str:
     return words.plural(random.choice(words.THINGS + words.FRUITS))

@@ -37,21 +37,20 @@ ROWS = {
     "grade_school_math_instructions": 900,
 }
 _NO_INPUT = ("", "", "", "", "", "", "noinput", "<noinput>", "N/A", "None", "No input.")
-#: Around a problem's question and its facts. The facts come last: its end is what tells a problem
-#: from others when rows are grouped for the split, as it does in GSM8K.
+#: What stands before a problem.
 _WORDINGS = (
-    "{question} {facts}",
-    "Can you help me with this? {question} {facts}",
-    "Can you show me the way to solve this? {question} {facts}",
-    "Could you solve this problem: {question} {facts}",
-    "Find a solution for this problem: {question} {facts}",
-    "Hello, I have a question. {question} {facts}",
-    "I am stuck on this: {question} {facts}",
-    "I need help with this problem:\n{question} {facts}",
-    "I need the solution for this problem: {question} {facts}",
-    "Solve this: {question} {facts}",
-    "This problem is from school.\n{question} {facts}",
-    "{question} This is what I know: {facts}",
+    "{}",
+    "Can you help me with this? {}",
+    "Can you show me the way to solve this? {}",
+    "Could you solve this problem: {}",
+    "Find a solution for this problem: {}",
+    "Hello, I have a question. {}",
+    "I am stuck on this: {}",
+    "I need help with this problem:\n{}",
+    "I need the solution for this problem: {}",
+    "Solve this: {}",
+    "This problem is from school.\n{}",
+    "What is the solution? {}",
 )
 
 
@@ -83,11 +82,12 @@ def _dolly(random: Random) -> Row:
 
 
 def _maths(random: Random) -> Row:
+    """The question before the facts: the end of a problem's line is what tells it from others when
+    rows are grouped for the split, and the questions are few."""
     problem = make_problem(random)
-    facts, _, question = problem.story.rpartition(". ")
-    wording = random.choice(_WORDINGS)
+    story = f"{problem.question} {problem.facts}"
     return {
-        "INSTRUCTION": wording.format(question=question, facts=f"{facts}."),
+        "INSTRUCTION": random.choice(_WORDINGS).format(story),
         "RESPONSE": "\n".join(problem.steps),
     }
 
@@ -176,12 +176,17 @@ def make_rows(name: str) -> list[Row]:
     return rows
 
 
+def pack(rows: list[Row]) -> bytes:
+    """Gzipped JSON Lines, without time stamp and name, so that equal rows are equal bytes."""
+    lines = "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows)
+    return gzip.compress(lines.encode(), 9, mtime=0)
+
+
 def write_sample() -> None:
+    """Write every file of ``data/``."""
     DATA.mkdir(exist_ok=True)
     for name in MAKERS:
-        lines = "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in make_rows(name))
-        # No time stamp and no name inside, so that the same rows are the same bytes.
-        (DATA / f"{name}.jsonl.gz").write_bytes(gzip.compress(lines.encode(), 9, mtime=0))
+        (DATA / f"{name}.jsonl.gz").write_bytes(pack(make_rows(name)))
 
 
 if __name__ == "__main__":
