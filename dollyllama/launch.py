@@ -12,6 +12,7 @@ import os
 import re
 import shlex
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
@@ -29,7 +30,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError, YAMLError  # type: ignore[import-untyped]
 
-from dollyllama import config, preflight
+from dollyllama import config
 from dollyllama.explain import explain, explain_option, explain_unknown_key, first_line, one_line
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
@@ -37,6 +38,32 @@ FAILED, MENDABLE, INTERRUPTED = 1, 2, 130
 
 #: What a user can mend, and what comes out of the libraries for it.
 _EXPECTED = (ValueError, OSError, HydraException, OmegaConfBaseException, YAMLError)
+
+
+#: What ``--help`` prints. Hydra's own lists the groups in a way that takes longer than all the rest.
+_HELP = """\
+Train a QLoRA adapter: python train.py [GROUP=OPTION ...] [SECTION.KEY=VALUE ...]
+
+  python train.py                                   the embedded model and sample, offline
+  python train.py lora.r=8 optimizer.lr=1e-3        other values
+  python train.py data=sql optimizer=adamw_8bit     other options of groups
+  python train.py experiment=dollyllama_7b          a whole recipe (its file tells the cost)
+  python train.py --multirun lora.r=8,16 seed=0,1   every combination, one run each
+  python train.py resume=RUN_FOLDER                 go on with a run that stopped
+  python train.py --cfg job [overrides]             print the composed config, run nothing
+
+Groups and their options (files in conf/):
+
+{groups}
+
+Often set: model.path data.root data.max_length data.max_rows lora.r lora.alpha optimizer.lr
+  trainer.epochs trainer.max_steps trainer.batch_size trainer.accumulation seed device
+
+Results: a folder below runs/ (hydra.run.dir=FOLDER names another; sweeps below runs/sweeps/),
+  with config.yaml, data.json, metrics.jsonl, result.json, samples.jsonl and adapter/.
+  python -m dollyllama show RUN_FOLDER tells it on one screen.
+A new source in the mix: +source@data.sources.NAME=OPTION. Hydra's own flags: --hydra-help.
+"""
 
 
 class FailedJobError(Exception):
@@ -62,6 +89,9 @@ def _remove_unused_sweep(folder: Path) -> None:
 
 def main(hydra_main: Callable[[], None]) -> NoReturn:
     """Run a function decorated by ``hydra.main`` on the command line, and exit with its status."""
+    if {"--help", "-h"} & set(sys.argv[1:]):
+        print(help_text(), end="")
+        sys.exit(0)
     failures: list[int] = []
     _failures.set(failures)
     ConfigStore.instance().store(name="schema", node=config.Run)
@@ -100,6 +130,9 @@ def task(composed: DictConfig) -> None:
             if _is_finished(folder):
                 print(f"{folder} is finished: there is nothing to resume")
                 return
+        # Not needed by --cfg, --help and most errors, which are to answer at once.
+        from dollyllama import preflight
+
         preflight.check(run_config)
         _run(run_config, folder)
 
@@ -202,6 +235,19 @@ def describe(error: BaseException) -> str:
 def groups() -> list[str]:
     """The names of the config groups."""
     return sorted(path.name for path in CONF.iterdir() if path.is_dir())
+
+
+def help_text() -> str:
+    """What ``--help`` prints: how to call, every group with its options, where results go."""
+    options = {
+        group: ", ".join(sorted(path.stem for path in (CONF / group).glob("*.yaml")))
+        for group in groups()
+    }
+    listed = [
+        textwrap.fill(f"{group}: {names}", 100, initial_indent="  ", subsequent_indent="    ")
+        for group, names in options.items()
+    ]
+    return _HELP.format(groups="\n".join(listed))
 
 
 def _describe_override(error: OverrideParseException) -> str:

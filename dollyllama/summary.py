@@ -81,6 +81,7 @@ def next_commands(folder: Path, status: str) -> list[str]:
         return [
             f"evaluate:  python -m dollyllama evaluate {run}",
             f"generate:  python -m dollyllama generate {run}",
+            f"compare:   python -m dollyllama show {run}",
         ]
     return [f"resume:    python train.py resume={run}", f"look at:   {folder / 'config.yaml'}"]
 

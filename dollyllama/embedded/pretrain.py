@@ -2,8 +2,8 @@
 
     python -m dollyllama.embedded.pretrain
 
-trains ``model/`` again from generated text alone, seeded throughout: about 20 M tokens. It needs a
-C++ compiler (torch.compile); two cores took about 80 minutes.
+trains ``model/`` again from generated text alone, seeded throughout: 9.2 M tokens. It needs a C++
+compiler (torch.compile); two cores, shared with other work, took 48 minutes.
 """
 
 from __future__ import annotations
