@@ -8,9 +8,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from dollyllama.data.prompt import END_MARKER, format_prompt
-
-#: The path by which a config names the model that comes with the project.
-EMBEDDED = "embedded"
+from dollyllama.embedded import EMBEDDED
 
 #: Licence ids that the Hub knows, by the names that configs use.
 _HUB_LICENCES = {

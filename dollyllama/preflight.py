@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from dollyllama import config, embedded
-from dollyllama.data.sources import EMBEDDED, locate
+from dollyllama.data.sources import locate
+from dollyllama.embedded import EMBEDDED
 
 #: The linear layers of a decoder block of the Llama family, and the head.
 LLAMA_LINEARS = (

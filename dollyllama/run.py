@@ -17,14 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import set_seed
 from tqdm import tqdm
-from transformers import set_seed
 
 from dollyllama import config, embedded, provenance
-from dollyllama.card import EMBEDDED, base_name, config_rows, model_card
+from dollyllama.card import base_name, config_rows, model_card
 from dollyllama.data.prepare import PreparedData, prepare
 from dollyllama.data.show import count_table
 from dollyllama.data.tokens import EncodedExample
+from dollyllama.embedded import EMBEDDED
 from dollyllama.evaluation.loss import held_out_loss
 from dollyllama.evaluation.metric import Metric
 from dollyllama.evaluation.suite import Evaluated, evaluate, select
@@ -69,7 +70,8 @@ def run(run_config: config.Run, folder: Path) -> Result:
     Raises ValueError for what the user can mend, Diverged when the loss stops being a number; the
     record in ``folder`` is complete either way. An interrupted run returns with that status.
     """
-    result, resumed = _previous_result(folder)
+    result = _previous_result(folder)
+    resumed = (folder / "checkpoints").is_dir()
     folder.mkdir(parents=True, exist_ok=True)
     config.save(run_config, folder / "config.yaml")
     device = choose_device(run_config.device)
@@ -299,17 +301,17 @@ def _write_card(
 # --- the record ---------------------------------------------------------------------------------
 
 
-def _previous_result(folder: Path) -> tuple[Result, bool]:
-    """What an earlier session of this run measured, and whether there was one."""
+def _previous_result(folder: Path) -> Result:
+    """What an earlier session of this run measured."""
     path = folder / "result.json"
     if not path.exists():
-        return Result(), False
+        return Result()
     values = json.loads(path.read_text(encoding="utf-8"))
     metrics = {
         phase: [Metric(**metric) for metric in metrics]
         for phase, metrics in values["metrics"].items()
     }
-    return Result(metrics=metrics, seconds=values["seconds"]), True
+    return Result(metrics=metrics, seconds=values["seconds"])
 
 
 def _write_result(result: Result, folder: Path) -> None:

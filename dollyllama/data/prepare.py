@@ -25,7 +25,6 @@ from dollyllama.data.dedupe import drop_exact_duplicates
 from dollyllama.data.example import Example, Rejected, Split
 from dollyllama.data.mix import MixReport, build_mix
 from dollyllama.data.sources import (
-    EMBEDDED,
     EMBEDDED_LICENCE,
     Place,
     Row,
@@ -38,6 +37,7 @@ from dollyllama.data.sources import (
 )
 from dollyllama.data.split import assign_split
 from dollyllama.data.tokens import EncodedExample, encode_all
+from dollyllama.embedded import EMBEDDED
 from dollyllama.files import digest, read_json_lines, write_json, write_json_lines
 
 #: Called with the stage's name, how much of it is done and how much there is.

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from dollyllama.data.prepare import PreparedData
-from dollyllama.data.sources import EMBEDDED
 from dollyllama.data.tokens import EncodedExample
+from dollyllama.embedded import EMBEDDED
 
 #: Rows upstream and rows that the original recipe kept, by Hub id. Its total is 72,763; what it
 #: kept of dolly_hhrlhf is inferred: the total less the other three.

@@ -23,13 +23,13 @@ from dollyllama import embedded
 from dollyllama.config import RowFormat
 from dollyllama.data.example import Example, Rejected
 from dollyllama.data.prompt import extract_instruction
+from dollyllama.embedded import EMBEDDED
 from dollyllama.files import digest
 from dollyllama.hub import first_line, hub_answers
 
 Row = dict[str, Any]
 
-#: ``data.root`` with this value means the sample that comes with the project, under its licence.
-EMBEDDED = "embedded"
+#: The licence of the sample that comes with the project.
 EMBEDDED_LICENCE = {"name": "Apache-2.0", "stated_at": "LICENSE of this project"}
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet", ".csv")

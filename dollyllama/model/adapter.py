@@ -21,8 +21,9 @@ import torch
 from torch import nn
 
 from dollyllama import embedded
-from dollyllama.card import EMBEDDED, base_name
+from dollyllama.card import base_name
 from dollyllama.config import LoraVariant
+from dollyllama.embedded import EMBEDDED
 from dollyllama.files import write_json
 from dollyllama.model.load import silence_notices
 from dollyllama.model.precision import count_elements, quantised_as

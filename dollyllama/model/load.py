@@ -19,7 +19,7 @@ import torch
 
 from dollyllama import embedded
 from dollyllama.config import Dtype, Quantization, QuantizationMethod
-from dollyllama.data.sources import EMBEDDED
+from dollyllama.embedded import EMBEDDED
 from dollyllama.hub import first_line, hub_answers
 
 PAD_TOKEN = "[PAD]"
