@@ -3,8 +3,9 @@
     python benchmarks/startup.py
 
 The bare app is the smallest that Hydra allows: one YAML of one key and an empty function, which it
-runs where ours refuses a value (a value can be judged only once composed). Both take turns; the ratio is median over median, of wall time and of processor time, which other work on the
-machine disturbs less.
+runs where ours refuses an impossible value (only a composed one can be judged). Both take turns;
+the ratio is median over median, of wall time and of processor time, which other work on the machine
+disturbs less.
 """
 
 from __future__ import annotations

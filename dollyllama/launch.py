@@ -40,7 +40,7 @@ FAILED, MENDABLE, INTERRUPTED = 1, 2, 130
 _EXPECTED = (ValueError, OSError, HydraException, OmegaConfBaseException, YAMLError)
 
 
-#: What ``--help`` prints. Hydra's own lists the groups in a way that takes longer than all the rest.
+#: What ``--help`` prints. Hydra's own takes longer to list the groups than all the rest takes.
 _HELP = """\
 Train a QLoRA adapter: python train.py [GROUP=OPTION ...] [SECTION.KEY=VALUE ...]
 

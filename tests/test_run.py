@@ -225,3 +225,21 @@ def test_the_default_run_learns_sql_on_schemas_it_has_not_seen(tmp_path: Path) -
     assert all(END_MARKER not in sample["completion"] for sample in samples)
     weights = load_file(folder / "adapter" / "adapter_model.safetensors")
     assert all(tensor.isfinite().all() for tensor in weights.values())
+
+
+def test_real_rows_train_a_real_checkpoint(shared: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "real"
+    result = small_run(
+        folder,
+        "data=dollyllama",
+        f"data.root={shared / 'data'}",
+        "model=local",
+        f"model.path={shared / 'models' / 'stories260K'}",
+        "data.held_out=0.001",
+        base=UNMEASURED,
+    )
+    assert result.status is Status.finished
+    counts = read(folder, "data.json")["sources"]["sql"]["rows"]
+    assert counts["rules"] == 4_295
+    assert result.train is not None
+    assert result.train.steps == 4
