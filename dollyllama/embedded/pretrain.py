@@ -21,12 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dollyllama.config import RowFormat
 from dollyllama.data.prompt import format_prompt, format_response
 from dollyllama.data.sources import FORMATS
 from dollyllama.embedded import MODEL
 from dollyllama.embedded.corpus import documents
-from dollyllama.embedded.sample import MAKERS
+from dollyllama.embedded.sample import FILES
 from dollyllama.embedded.tokenizer import BEGIN, END, PAD, save_tokenizer, train_tokenizer
 from dollyllama.files import digest, write_text
 
@@ -41,12 +40,6 @@ COOLDOWN = 0.4
 LR, EMBEDDING_LR, WEIGHT_DECAY = 4e-3, 4e-3, 0.05
 _TOKENIZER_DOCUMENTS = 12_000
 _TOKENIZER_ROWS = 1_000
-_ROW_FORMATS = {
-    "sql_create_context": RowFormat.sql_create_context,
-    "code_alpaca_20k": RowFormat.alpaca,
-    "dolly_hhrlhf": RowFormat.prompt_response,
-    "grade_school_math_instructions": RowFormat.grade_school_math,
-}
 
 
 def tokenizer_texts() -> Iterator[str]:
@@ -55,10 +48,10 @@ def tokenizer_texts() -> Iterator[str]:
     So the template's words are pieces as well; the model is trained on the documents alone.
     """
     yield from itertools.islice(documents(SEED), _TOKENIZER_DOCUMENTS)
-    for name, row_format in _ROW_FORMATS.items():
+    for name, file in FILES.items():
         random = Random(f"tokenizer {SEED} {name}")
         for _ in range(_TOKENIZER_ROWS):
-            fields = FORMATS[row_format].read(MAKERS[name](random))
+            fields = FORMATS[file.row_format].read(file.make(random))
             yield format_prompt(fields.instruction) + format_response(fields.response)
 
 

@@ -10,9 +10,11 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from random import Random
 from typing import Any
 
+from dollyllama.config import RowFormat
 from dollyllama.data.prompt import format_prompt
 from dollyllama.embedded import DATA
 from dollyllama.embedded.passages import make_task
@@ -29,13 +31,6 @@ from dollyllama.embedded.queries import (
 Row = dict[str, Any]
 SEED = 20_240_601
 
-#: Rows of each file before copies are added.
-ROWS = {
-    "sql_create_context": 2600,
-    "code_alpaca_20k": 900,
-    "dolly_hhrlhf": 900,
-    "grade_school_math_instructions": 900,
-}
 _NO_INPUT = ("", "", "", "", "", "", "noinput", "<noinput>", "N/A", "None", "No input.")
 #: What stands before a problem.
 _WORDINGS = (
@@ -92,23 +87,26 @@ def _maths(random: Random) -> Row:
     }
 
 
-MAKERS: dict[str, Callable[[Random], Row]] = {
-    "sql_create_context": _sql,
-    "code_alpaca_20k": _code,
-    "dolly_hhrlhf": _dolly,
-    "grade_school_math_instructions": _maths,
-}
-_ASKING = {
-    "sql_create_context": "question",
-    "code_alpaca_20k": "instruction",
-    "dolly_hhrlhf": "prompt",
-    "grade_school_math_instructions": "INSTRUCTION",
-}
-_ANSWERING = {
-    "sql_create_context": "answer",
-    "code_alpaca_20k": "output",
-    "dolly_hhrlhf": "response",
-    "grade_school_math_instructions": "RESPONSE",
+@dataclass(frozen=True, slots=True)
+class SampleFile:
+    """asking, answering: its columns. rows: how many, before copies are added."""
+
+    make: Callable[[Random], Row]
+    row_format: RowFormat
+    asking: str
+    answering: str
+    rows: int
+
+
+FILES = {
+    "sql_create_context": SampleFile(
+        _sql, RowFormat.sql_create_context, "question", "answer", 2600
+    ),
+    "code_alpaca_20k": SampleFile(_code, RowFormat.alpaca, "instruction", "output", 900),
+    "dolly_hhrlhf": SampleFile(_dolly, RowFormat.prompt_response, "prompt", "response", 900),
+    "grade_school_math_instructions": SampleFile(
+        _maths, RowFormat.grade_school_math, "INSTRUCTION", "RESPONSE", 900
+    ),
 }
 
 
@@ -123,7 +121,7 @@ def _numbered_table(row: Row, random: Random) -> Row:
     }
 
 
-def _damaged_query(row: Row, random: Random) -> Row:
+def _damaged_query(row: Row) -> Row:
     """As upstream's own damage: a condition that compares a column's name with itself."""
     head, where, rest = row["answer"].partition(" WHERE ")
     column = rest.partition(" ")[0].strip('"')
@@ -132,13 +130,13 @@ def _damaged_query(row: Row, random: Random) -> Row:
 
 def _dirty(name: str, row: Row, random: Random) -> list[Row]:
     """The row, or what it has become on its way; now and then a copy of it as well."""
-    asking, answering = _ASKING[name], _ANSWERING[name]
+    asking, answering = FILES[name].asking, FILES[name].answering
     chance = random.random()
     if name == "sql_create_context":
         if random.random() < 0.05:
             return [_numbered_table(row, random)]
         if random.random() < 0.01:
-            return [_damaged_query(row, random)]
+            return [_damaged_query(row)]
     if chance < 0.025:
         return [row, row]
     if chance < 0.045:
@@ -167,8 +165,8 @@ def make_rows(name: str) -> list[Row]:
     random = Random(f"{SEED} {name}")
     rows: list[Row] = []
     copies: list[Row] = []
-    for _ in range(ROWS[name]):
-        first, *rest = _dirty(name, MAKERS[name](random), random)
+    for _ in range(FILES[name].rows):
+        first, *rest = _dirty(name, FILES[name].make(random), random)
         rows.append(first)
         copies += rest
     for copy in copies:
@@ -185,7 +183,7 @@ def pack(rows: list[Row]) -> bytes:
 def write_sample() -> None:
     """Write every file of ``data/``."""
     DATA.mkdir(exist_ok=True)
-    for name in MAKERS:
+    for name in FILES:
         (DATA / f"{name}.jsonl.gz").write_bytes(pack(make_rows(name)))
 
 

@@ -24,13 +24,13 @@ from dollyllama.embedded.queries import (
     make_pair,
     make_table,
 )
-from dollyllama.embedded.sample import MAKERS, make_rows, pack
+from dollyllama.embedded.sample import FILES, make_rows, pack
 from dollyllama.evaluation.maths import final_number
 
 DRAWS = 400
 
 
-@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize("name", FILES)
 def test_the_files_are_what_the_generator_writes(name: str) -> None:
     assert (DATA / f"{name}.jsonl.gz").read_bytes() == pack(make_rows(name))
 
