@@ -65,13 +65,15 @@ def prepare(arguments: Sequence[str]) -> None:
     run_config = launch.compose_run(given.overrides)
     preflight.check(run_config)
 
+    from dollyllama.bars import stage_bar
     from dollyllama.data.prepare import prepare as prepare_data
     from dollyllama.data.show import count_table, show_examples
     from dollyllama.files import write_json, write_json_lines
     from dollyllama.model.load import load_tokenizer
 
     tokenizer = load_tokenizer(run_config.model.path, run_config.model.revision)
-    data = prepare_data(run_config.data, tokenizer, seed=run_config.seed, progress=_report)
+    with stage_bar("data") as progress:
+        data = prepare_data(run_config.data, tokenizer, seed=run_config.seed, progress=progress)
     started = datetime.datetime.now()
     output = given.output or Path("runs", "prepared", f"{started:%Y-%m-%d_%H-%M-%S-%f}")
     write_json(output / "data.json", data.manifest)
@@ -102,12 +104,14 @@ def evaluate(arguments: Sequence[str]) -> None:
     run_config = launch.reopen_run(given.run, given.overrides, sections=_AFTER_TRAINING)
     preflight.check(run_config)
 
+    from dollyllama.bars import stage_bar
     from dollyllama.data.prepare import prepare as prepare_data
     from dollyllama.evaluation.table import compare_table
     from dollyllama.run import measure, restore
 
     model, tokenizer = restore(run_config, given.run)
-    data = prepare_data(run_config.data, tokenizer, seed=run_config.seed, progress=_report)
+    with stage_bar("data") as progress:
+        data = prepare_data(run_config.data, tokenizer, seed=run_config.seed, progress=progress)
     evaluated = measure(run_config, model, tokenizer, data.held_out)
     print(compare_table(None, evaluated.metrics))
 
@@ -133,17 +137,11 @@ def generate(arguments: Sequence[str]) -> None:
     model, tokenizer = restore(run_config, given.run)
 
     def answer(instruction: str) -> None:
-        decoding = run_config.decoding
         (completion,) = generate_answers(
             model,
             tokenizer,
             [format_prompt(instruction)],
-            strategy=decoding.strategy,
-            max_new_tokens=decoding.max_new_tokens,
-            temperature=decoding.temperature,
-            top_p=decoding.top_p,
-            alpha=decoding.alpha,
-            k=decoding.k,
+            **asdict(run_config.decoding),
             batch_size=1,
             seed=run_config.seed,
         )
@@ -181,13 +179,6 @@ def _ask(question: str) -> str:
         return input(question).strip()
     except EOFError:
         return ""
-
-
-def _report(stage: str, done: int, total: int) -> None:
-    """Show progress on one line of the terminal, and nothing elsewhere."""
-    if sys.stderr.isatty():
-        end = "\r\x1b[K" if done >= total else ""
-        print(f"\r\x1b[K{stage} {done:,}/{total:,}{end}", end="", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ import socket
 import urllib.parse
 import urllib.request
 
+from dollyllama.explain import first_line
+
 
 def hub_answers(endpoint: str) -> bool:
     """Whether the Hub's name resolves; with a proxy or in offline mode, leave it to the library."""
@@ -19,9 +21,8 @@ def hub_answers(endpoint: str) -> bool:
     return True
 
 
-def first_line(error: BaseException) -> str:
+def root_line(error: BaseException) -> str:
     """The first line of an error's innermost cause: the libraries wrap and repeat."""
     while error.__cause__ is not None:
         error = error.__cause__
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return first_line(error)

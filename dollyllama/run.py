@@ -18,9 +18,9 @@ from typing import Any
 
 import torch
 from accelerate.utils import set_seed
-from tqdm import tqdm
 
 from dollyllama import config, embedded, provenance
+from dollyllama.bars import stage_bar
 from dollyllama.card import base_name, config_rows, model_card
 from dollyllama.data.prepare import PreparedData, prepare
 from dollyllama.data.show import count_table
@@ -86,7 +86,7 @@ def run(run_config: config.Run, folder: Path) -> Result:
         set_seed(run_config.seed)
         tokenizer = load_tokenizer(run_config.model.path, run_config.model.revision)
 
-        with _timed(result, "prepare"), _bar("data") as progress:
+        with _timed(result, "prepare"), stage_bar("data") as progress:
             data = prepare(run_config.data, tokenizer, seed=run_config.seed, progress=progress)
         write_json(folder / "data.json", data.manifest)
         write_json_lines(folder / "rejected.jsonl", (asdict(row) for row in data.rejected))
@@ -164,19 +164,14 @@ def measure(
     run_config: config.Run, model: Any, tokenizer: Any, held_out: Sequence[EncodedExample]
 ) -> Evaluated:
     """Evaluate a model on held-out examples as the config says."""
-    decoding, evaluation = run_config.decoding, run_config.evaluation
-    with _bar("evaluation") as progress:
+    evaluation = run_config.evaluation
+    with stage_bar("evaluation") as progress:
         return evaluate(
             model,
             tokenizer,
             held_out,
             graders={name: source.grader for name, source in run_config.data.sources.items()},
-            strategy=decoding.strategy,
-            max_new_tokens=decoding.max_new_tokens,
-            temperature=decoding.temperature,
-            top_p=decoding.top_p,
-            alpha=decoding.alpha,
-            k=decoding.k,
+            **asdict(run_config.decoding),
             loss_examples=evaluation.loss_examples,
             generate_examples=evaluation.generate_examples,
             batch_size=evaluation.batch_size,
@@ -371,16 +366,3 @@ def _timed(result: Result, part: str) -> Iterator[None]:
     finally:
         spent = time.perf_counter() - started
         result.seconds[part] = round(result.seconds.get(part, 0.0) + spent, 3)
-
-
-@contextmanager
-def _bar(what: str) -> Iterator[Callable[[str, int, int], None]]:
-    """A bar for work in stages, gone when it is done; nothing where stderr is no terminal."""
-    with tqdm(desc=what, leave=False, disable=None) as bar:
-
-        def progress(stage: str, done: int, total: int) -> None:
-            bar.set_description(f"{what}: {stage}", refresh=False)
-            bar.total, bar.n = total, done
-            bar.refresh()
-
-        yield progress

@@ -19,6 +19,7 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 from dollyllama.card import config_rows
 from dollyllama.evaluation.metric import Metric
 from dollyllama.evaluation.table import compare_table
+from dollyllama.explain import one_line
 
 #: A run that says "running" and has written nothing for so long has probably been killed.
 SILENT_SECONDS = 600
@@ -68,7 +69,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         values = OmegaConf.to_container(OmegaConf.load(path))
     except (OmegaConfBaseException, YAMLError, UnicodeDecodeError, OSError) as error:
-        raise ValueError(f"{path} is damaged: {_first_line(error)}") from None
+        raise ValueError(f"{path} is damaged: {one_line(str(error))[:200]}") from None
     if not isinstance(values, dict) or not {"model", "lora", "trainer", "data"} <= values.keys():
         raise ValueError(f"{path} is no config of a run: it lacks model, lora, trainer or data")
     return {str(key): value for key, value in values.items()}
@@ -92,7 +93,7 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
-        raise ValueError(f"{path} is damaged: {_first_line(error)}") from None
+        raise ValueError(f"{path} is damaged: {one_line(str(error))[:200]}") from None
     if not isinstance(values, dict):
         raise ValueError(f"{path} is damaged: it holds no JSON object")
     return values
@@ -106,17 +107,13 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
     try:
         texts = path.read_text(encoding="utf-8").split("\n")[:-1]
     except (UnicodeDecodeError, OSError) as error:
-        raise ValueError(f"{path} is damaged: {_first_line(error)}") from None
+        raise ValueError(f"{path} is damaged: {one_line(str(error))[:200]}") from None
     for number, text in enumerate(texts, start=1):
         try:
             lines.append(json.loads(text))
         except json.JSONDecodeError as error:
             raise ValueError(f"{path} is damaged in line {number}: {error}") from None
     return lines
-
-
-def _first_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
 
 
 def _status(folder: Path, result: dict[str, Any] | None) -> tuple[str, str | None]:

@@ -12,8 +12,8 @@ PACKAGE = Path(__file__).parents[1] / "dollyllama"
 #: From the bottom up. A module, or all of a package below its own entry; what stands in one line
 #: may import each other.
 LAYERS = [
-    ["device", "files", "hub", "redact", "explain", "embedded"],
-    ["config", "provenance"],
+    ["device", "files", "bars", "redact", "explain", "embedded"],
+    ["config", "hub", "provenance"],
     ["data.example", "data.prompt", "data.split"],
     ["data.sources", "data.clean", "data.dedupe", "data.mix", "data.tokens", "evaluation.metric"],
     ["embedded.words", "data.batches", "data.prepare", "decoding", "evaluation", "tracking"],

@@ -25,7 +25,7 @@ from dollyllama.data.example import Example, Rejected
 from dollyllama.data.prompt import extract_instruction
 from dollyllama.embedded import EMBEDDED
 from dollyllama.files import digest
-from dollyllama.hub import first_line, hub_answers
+from dollyllama.hub import hub_answers, root_line
 
 Row = dict[str, Any]
 
@@ -436,7 +436,7 @@ def _read_table(path: Path, *, name: str) -> list[Row]:
         return []
     except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
         raise ValueError(
-            f"{where} cannot be read as {path.suffix[1:]}: {first_line(error)}"
+            f"{where} cannot be read as {path.suffix[1:]}: {root_line(error)}"
         ) from error
 
 
@@ -454,7 +454,7 @@ def _read_folder(folder: Path, *, name: str, split: str) -> list[Row]:
             return _stream(datasets.load_from_disk(str(folder)))
         return _stream(datasets.load_dataset(str(folder), split=split, streaming=True))
     except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
-        raise ValueError(f"{where} cannot be read: {first_line(error)}") from error
+        raise ValueError(f"{where} cannot be read: {root_line(error)}") from error
 
 
 def _read_hub(place: Place, *, name: str, split: str) -> list[Row]:
@@ -476,7 +476,7 @@ def _read_hub(place: Place, *, name: str, split: str) -> list[Row]:
             datasets.load_dataset(hub, configuration or None, revision=place.revision, split=split)
         )
     except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
-        why = first_line(error) if answers else "it does not answer from here"
+        why = root_line(error) if answers else "it does not answer from here"
         raise ValueError(
             f"data.sources.{name}: {place.name} cannot be had from the Hub ({why}): "
             f"set data.root=FOLDER to a folder with local copies, or use data=sample"

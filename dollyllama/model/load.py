@@ -20,7 +20,7 @@ import torch
 from dollyllama import embedded
 from dollyllama.config import Dtype, Quantization, QuantizationMethod
 from dollyllama.embedded import EMBEDDED
-from dollyllama.hub import first_line, hub_answers
+from dollyllama.hub import hub_answers, root_line
 
 PAD_TOKEN = "[PAD]"
 
@@ -196,7 +196,7 @@ def _local_folder(path: str, revision: str | None) -> Path | None:
 
 def _sentence(error: BaseException) -> str:
     """The first sentence of what went wrong, without its full stop."""
-    return first_line(error).split(". ")[0].rstrip(".")
+    return root_line(error).split(". ")[0].rstrip(".")
 
 
 @contextmanager
