@@ -264,7 +264,8 @@ def _loading_code(config: dict[str, Any]) -> str:
         f"    **inputs, max_new_tokens={config['decoding']['max_new_tokens']}, do_sample=False,",
         f'    stop_strings=["{END_MARKER}"], tokenizer=tokenizer,',
         ")",
-        'response = tokenizer.decode(output[0, inputs["input_ids"].shape[1] :])',
+        'written = output[0, inputs["input_ids"].shape[1] :]',
+        "response = tokenizer.decode(written, skip_special_tokens=True)",
         f'print(response.partition("{END_MARKER}")[0].strip())',
     ]
     return "\n".join(lines)
