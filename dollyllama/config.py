@@ -11,6 +11,7 @@ import enum
 import hashlib
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -23,6 +24,7 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 from dollyllama.device import cuda_is_available
 from dollyllama.explain import explain, explain_unknown_key, one_line, unknown_key
 from dollyllama.files import write_text
+from dollyllama.redact import redact
 
 
 class Device(StrEnum):
@@ -527,7 +529,23 @@ def build(values: DictConfig, origin: str | None = None) -> Run:
     except OmegaConfBaseException as error:
         raise ValueError(f"{where}{explain(error, Run)}") from error
     assert isinstance(run, Run)
+    plain = OmegaConf.to_container(OmegaConf.structured(run), enum_to_str=True)
+    for key, value in _leaves(plain):
+        _require(
+            redact(value) == value,
+            f"{where}{key} holds what looks like a key or token, and the config is written to the "
+            "run folder: take it out and give it by the environment",
+        )
     return run
+
+
+def _leaves(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value of a nested dict with its dotted key."""
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
 def fingerprint(values: Any) -> str:

@@ -7,7 +7,9 @@ finds it complete also when the run failed; ``restore`` makes a model of it agai
 from __future__ import annotations
 
 import enum
+import fcntl
 import json
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -34,6 +36,7 @@ from dollyllama.files import read_json_lines, write_json, write_json_lines, writ
 from dollyllama.model.adapter import attach_adapter, count_parameters, load_adapter, save_adapter
 from dollyllama.model.load import load_base, load_tokenizer
 from dollyllama.model.precision import dtype_census, upcast
+from dollyllama.redact import redact
 from dollyllama.summary import columns, cost_rows, next_commands
 from dollyllama.tracking import Tracker, open_tracker
 from dollyllama.training.budget import make_plan
@@ -73,9 +76,13 @@ def run(run_config: config.Run, folder: Path) -> Result:
     result = _previous_result(folder)
     resumed = (folder / "checkpoints").is_dir()
     folder.mkdir(parents=True, exist_ok=True)
-    config.save(run_config, folder / "config.yaml")
     device = choose_device(run_config.device)
-    with _recorded(result, folder), _tracked(run_config, folder, result) as tracker:
+    with (
+        _alone_in(folder),
+        _recorded(result, folder),
+        _tracked(run_config, folder, result) as tracker,
+    ):
+        config.save(run_config, folder / "config.yaml")
         origin = provenance.collect(
             device=str(device),
             seed=run_config.seed,
@@ -135,8 +142,8 @@ def run(run_config: config.Run, folder: Path) -> Result:
 
         with _timed(result, "evaluate_after"):
             _evaluate(run_config, model, tokenizer, data, "after", result, folder, tracker)
+        _write_card(run_config, folder, data, result, origin)
         result.status = Status.finished
-    _write_card(run_config, folder, data, result, origin)
     print(_closing(result, folder))
     return result
 
@@ -314,6 +321,24 @@ def _write_result(result: Result, folder: Path) -> None:
 
 
 @contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Keep other processes out of ``folder``; the lock goes with this one, killed or not.
+
+    ValueError when one is at it.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise ValueError(f"{folder} is being trained by another process: wait for it") from None
+    try:
+        yield
+    finally:
+        os.close(handle)
+
+
+@contextmanager
 def _recorded(result: Result, folder: Path) -> Iterator[None]:
     """Keep ``result.json`` true, however the run ends."""
     result.status, result.error = Status.running, None
@@ -326,7 +351,7 @@ def _recorded(result: Result, folder: Path) -> Iterator[None]:
             Diverged: Status.diverged,
             KeyboardInterrupt: Status.interrupted,
         }.get(type(error), Status.failed)
-        result.error = f"{type(error).__name__}: {error}"
+        result.error = str(redact(f"{type(error).__name__}: {error}"))
         raise
     finally:
         _write_result(result, folder)
@@ -346,7 +371,8 @@ def _tracked(run_config: config.Run, folder: Path, result: Result) -> Iterator[T
         tags=tracking.tags,
         job_type="train",
         name=f"{base_name(run_config.model.path).rpartition('/')[2]} {folder.name}",
-        run_id=config.fingerprint([values, str(folder.resolve())]),
+        # Tracking may be given anew when a run is resumed, and is the same run all the same.
+        run_id=config.fingerprint([{**values, "tracking": None}, str(folder.resolve())]),
         config=values,
     )
     failed = True

@@ -81,9 +81,11 @@ def next_commands(folder: Path, status: str) -> list[str]:
     if status == "finished":
         return [
             f"evaluate:  python -m dollyllama evaluate {run}",
-            f"generate:  python -m dollyllama generate {run}",
-            f"compare:   python -m dollyllama show {run}",
+            f"generate:  python -m dollyllama generate {run} --instruction TEXT",
+            f"look at:   python -m dollyllama show {run}",
         ]
+    if status == "diverged":
+        return [f"look at:   {folder / 'config.yaml'} (a resumed run would diverge again)"]
     return [f"resume:    python train.py resume={run}", f"look at:   {folder / 'config.yaml'}"]
 
 

@@ -19,7 +19,7 @@ from dollyllama.data.prompt import END_MARKER
 from dollyllama.evaluation.metric import Metric
 from dollyllama.files import read_json_lines
 from dollyllama.run import Result, Status, measure, restore, run
-from dollyllama.summary import summary
+from dollyllama.summary import next_commands, summary
 from dollyllama.tracking import Tracker
 from dollyllama.training.fit import Diverged
 
@@ -203,6 +203,40 @@ def test_no_key_or_token_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     small_run(tmp_path / "run", base=UNMEASURED)
     files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
     assert all(secret.encode() not in path.read_bytes() for path in files)
+
+
+def test_a_folder_that_a_process_is_at_is_left_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "taken"
+    folder.mkdir()
+    code = (
+        f"import fcntl, os; fcntl.flock(os.open({str(folder)!r}, os.O_RDONLY), fcntl.LOCK_EX);"
+        "print(flush=True); input()"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert holder.stdout is not None
+    holder.stdout.readline()
+    try:
+        with pytest.raises(ValueError, match="by another process"):
+            small_run(folder)
+        assert not list(folder.iterdir())
+    finally:
+        holder.communicate(b"\n")
+
+
+def test_a_secret_in_the_config_is_refused_by_its_key(tmp_path: Path) -> None:
+    secret = "hf_" + "a" * 34
+    with pytest.raises(ValueError, match=r"^tracking\.tags holds what looks like a key") as caught:
+        launch.compose_run([f"tracking.tags=[{secret}]"])
+    assert secret not in str(caught.value)
+
+
+def test_a_diverged_run_is_not_offered_to_be_resumed() -> None:
+    assert not any("resume=" in line for line in next_commands(Path("runs/x"), "diverged"))
+    assert any("resume=" in line for line in next_commands(Path("runs/x"), "interrupted"))
 
 
 @pytest.mark.slow
