@@ -24,7 +24,7 @@ from accelerate.utils import set_seed
 from dollyllama import config, embedded, provenance
 from dollyllama.bars import stage_bar
 from dollyllama.card import base_name, config_rows, model_card
-from dollyllama.data.prepare import PreparedData, prepare
+from dollyllama.data.prepare import EmptySide, PreparedData, prepare
 from dollyllama.data.show import count_table
 from dollyllama.data.tokens import EncodedExample
 from dollyllama.embedded import EMBEDDED
@@ -94,9 +94,12 @@ def run(run_config: config.Run, folder: Path) -> Result:
         tokenizer = load_tokenizer(run_config.model.path, run_config.model.revision)
 
         with _timed(result, "prepare"), stage_bar("data") as progress:
-            data = prepare(run_config.data, tokenizer, seed=run_config.seed, progress=progress)
-        write_json(folder / "data.json", data.manifest)
-        write_json_lines(folder / "rejected.jsonl", (asdict(row) for row in data.rejected))
+            try:
+                data = prepare(run_config.data, tokenizer, seed=run_config.seed, progress=progress)
+            except EmptySide as error:
+                _write_data(error.prepared, folder)
+                raise
+        _write_data(data, folder)
         print(f"{count_table(data.manifest)}\n")
 
         with _timed(result, "load"):
@@ -205,6 +208,11 @@ def _load_base(run_config: config.Run, tokenizer: Any, device: torch.device) -> 
 
 def _base_folder(path: str) -> str:
     return str(embedded.MODEL) if path == EMBEDDED else path
+
+
+def _write_data(data: PreparedData, folder: Path) -> None:
+    write_json(folder / "data.json", data.manifest)
+    write_json_lines(folder / "rejected.jsonl", (asdict(row) for row in data.rejected))
 
 
 def _evaluate(
@@ -347,6 +355,8 @@ def _recorded(result: Result, folder: Path) -> Iterator[None]:
         with _timed(result, "total"):
             yield
     except BaseException as error:
+        if isinstance(error, Diverged):
+            result.train = error.result
         result.status = {
             Diverged: Status.diverged,
             KeyboardInterrupt: Status.interrupted,

@@ -142,7 +142,19 @@ def test_a_diverged_run_is_recorded_as_such(tmp_path: Path) -> None:
     assert record["status"] == "diverged"
     assert "loss" in record["error"]
     assert record["metrics"]["before"]
+    assert record["train"]["steps"] >= 1
+    assert record["train"]["tokens"] > 0
+    assert record["train"]["seconds"] > 0
     assert not (folder / "adapter").exists()
+
+
+def test_an_empty_mix_leaves_the_reasons_in_the_record(tmp_path: Path) -> None:
+    folder = tmp_path / "empty"
+    with pytest.raises(ValueError, match="no training example"):
+        small_run(folder, "data.max_length=8")
+    rejected = read_json_lines(folder / "rejected.jsonl")
+    assert read(folder, "data.json")["total"]["rows"]["trained"] == 0
+    assert "prompt_too_long" in {row["reason"] for row in rejected}
 
 
 def test_a_killed_run_resumes_to_the_same_adapter(

@@ -58,6 +58,14 @@ class PreparedData:
     fingerprint: str
 
 
+class EmptySide(ValueError):  # noqa: N818
+    """A mix with nothing to train or to evaluate on; ``prepared`` says where its rows went."""
+
+    def __init__(self, prepared: PreparedData, message: str) -> None:
+        super().__init__(message)
+        self.prepared = prepared
+
+
 def prepare(
     data: Data,
     tokenizer: Any,
@@ -70,7 +78,7 @@ def prepare(
 
     cache: a folder for prepared data; None is ``$DOLLYLLAMA_CACHE/data``, or
     ``.cache/dollyllama/data`` below the working folder.
-    ValueError when a source cannot be read or a side of the split is empty.
+    ValueError when a source cannot be read, EmptySide when a side of the split is empty.
     """
     report = progress or (lambda stage, done, total: None)
     places = {name: _place(name, source, data.root) for name, source in _sorted(data)}
@@ -192,7 +200,6 @@ def _prepare(
         side: [of_row[at] for each in chosen if (at := (each.source, each.row)) in of_row]
         for side, chosen in ((Split.train, mixed), (Split.held_out, held_out))
     }
-    _require_both_sides(sides, data)
     rejected = [
         dataclasses.replace(each, raw=rows[each.source][each.row])
         for each in sorted(rejected, key=lambda each: (each.source, each.row))
@@ -226,20 +233,24 @@ def _prepare(
     manifest["total"] = _total(manifest["sources"])
     # What a reader of the record sees is what a reader of the cache gets.
     manifest = json.loads(json.dumps(manifest))
-    return PreparedData(sides[Split.train], sides[Split.held_out], rejected, manifest, key)
+    prepared = PreparedData(sides[Split.train], sides[Split.held_out], rejected, manifest, key)
+    _require_both_sides(prepared, data)
+    return prepared
 
 
-def _require_both_sides(sides: dict[Split, list[EncodedExample]], data: Data) -> None:
-    if not sides[Split.train]:
-        raise ValueError(
+def _require_both_sides(prepared: PreparedData, data: Data) -> None:
+    if not prepared.train:
+        raise EmptySide(
+            prepared,
             f"the mix has no training example: data.sources ({', '.join(sorted(data.sources))}), "
             f"their rules and weights, data.max_length={data.max_length} and "
-            f"data.held_out={data.held_out:g} left none; raise max_length or loosen the rules"
+            f"data.held_out={data.held_out:g} left none; raise max_length or loosen the rules",
         )
-    if not sides[Split.held_out]:
-        raise ValueError(
+    if not prepared.held_out:
+        raise EmptySide(
+            prepared,
             f"the mix has no held-out example: data.held_out={data.held_out:g} of "
-            f"{len(sides[Split.train])} training rows hit none; raise data.held_out"
+            f"{len(prepared.train)} training rows hit none; raise data.held_out",
         )
 
 

@@ -132,8 +132,16 @@ def fit(
             hf_trainer.remove_callback(PrinterCallback)
             during.callback(_drop_autocast, model)
             during.callback(loop.close)
-            hf_trainer.train()
+            try:
+                hf_trainer.train()
+            except Diverged as error:
+                error.result = _result(loop, device)
+                raise
     model.eval()
+    return _result(loop, device)
+
+
+def _result(loop: Loop, device: torch.device) -> FitResult:
     tokens = loop.tokens
     return FitResult(
         steps=loop.step,

@@ -38,7 +38,12 @@ Log = Callable[[int, dict[str, float]], None]
 
 
 class Diverged(Exception):  # noqa: N818
-    """The training loss is no finite number any more."""
+    """The training loss is no finite number any more.
+
+    result: what was done before, a FitResult, once ``fit`` raises it.
+    """
+
+    result: Any = None
 
 
 class Loop(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
@@ -152,6 +157,7 @@ class Loop(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
             return
         values = self._line(logs)
         self._log(self.step, values)
+        self.seconds = self._watch.seconds
         for name in ("train/loss", "train/grad_norm"):
             self._require_finite(name, values[name])
         self.last_loss = values["train/loss"]
