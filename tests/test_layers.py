@@ -23,6 +23,7 @@ LAYERS = [
     ["training"],
     ["run"],
     ["launch"],
+    ["verbs"],
     ["__main__"],
 ]
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}

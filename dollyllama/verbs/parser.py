@@ -1,0 +1,43 @@
+"""What every verb needs of its command line: errors of one line, and the run that it is about."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from dollyllama import config, launch, preflight
+
+#: What can still be chosen for an adapter that is trained.
+_AFTER_TRAINING = ("decoding", "evaluation", "device", "seed")
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are one line, without its usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message}; {self.prog} --help tells more")
+
+
+def parser(verb: str, description: str | None) -> Parser:
+    """A parser for ``python -m dollyllama VERB``."""
+    return Parser(prog=f"python -m dollyllama {verb}", description=description)
+
+
+def run_parser(verb: str, description: str | None) -> Parser:
+    """A parser whose first argument is a run folder, then overrides in any place among flags."""
+    made = parser(verb, description)
+    made.add_argument("run", type=Path, help="a run folder")
+    made.add_argument("overrides", nargs="*", help="decoding=contrastive decoding.k=6")
+    return made
+
+
+def open_run(folder: Path, overrides: Sequence[str]) -> config.Run:
+    """The checked config of the run in ``folder``, with overrides of what can still be chosen.
+
+    ValueError in one line for an override that would change what was trained, or no run folder.
+    """
+    run_config = launch.reopen_run(folder, overrides, sections=_AFTER_TRAINING)
+    preflight.check(run_config)
+    return run_config
