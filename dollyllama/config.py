@@ -13,6 +13,7 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from difflib import get_close_matches
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -309,6 +310,10 @@ class Data:
             key = f"data.sources.{name}"
             _in_range(f"{key}.weight", source.weight, 0, math.inf, open_low=True)
             _in_range(f"{key}.max_rows", source.max_rows, 1, math.inf, open_low=False)
+        _require(
+            "all" not in self.sources,
+            "data.sources.all: metrics over all sources are called so; give it another name",
+        )
         _require(0 < self.held_out < 1, f"data.held_out must be in (0, 1), not {self.held_out}")
         _require(self.max_length >= 8, f"data.max_length must be >= 8, not {self.max_length}")
         _require(
@@ -362,6 +367,9 @@ class Trainer:
         )
 
 
+#: Strategies whose answers differ from draw to draw.
+DRAWS = frozenset({Strategy.nucleus})
+
 _DECODING_KEYS: dict[Strategy, set[str]] = {
     Strategy.greedy: set(),
     Strategy.nucleus: {"temperature", "top_p"},
@@ -397,25 +405,48 @@ class Decoding:
         _in_range("decoding.k", self.k, 1, math.inf, open_low=False)
 
 
+#: What each grader says of an answer that it can judge; the first is what the grader is for.
+SCORES: dict[Grader, tuple[str, ...]] = {
+    Grader.sql: ("execution", "exact", "executes"),
+    Grader.maths: ("exact", "exact_strict"),
+    Grader.code: ("parses", "passes"),
+    Grader.text: ("rouge_l", "f1"),
+}
+
+
 @dataclass(kw_only=True, slots=True)
 class Evaluation:
-    """``loss_examples`` and ``generate_examples`` are per source; 0 leaves that part out."""
+    """``loss_examples`` and ``generate_examples`` are per source; 0 leaves that part out.
+
+    answers: how many are drawn to one question. primary: the metric that decides, as
+    ``<what>/<source>``, or null.
+    """
 
     before: bool
     loss_examples: int
     generate_examples: int
+    answers: int
+    run_code: bool
     batch_size: int
+    primary: str | None
 
     def __post_init__(self) -> None:
         for key in ("loss_examples", "generate_examples"):
             _in_range(f"evaluation.{key}", getattr(self, key), 0, math.inf, open_low=False)
-        _in_range("evaluation.batch_size", self.batch_size, 1, math.inf, open_low=False)
+        for key in ("batch_size", "answers"):
+            _in_range(f"evaluation.{key}", getattr(self, key), 1, math.inf, open_low=False)
         nothing = self.loss_examples == 0 and self.generate_examples == 0
         _require(
-            not nothing or (not self.before and self.batch_size == 1),
+            not nothing or (not self.before and self.batch_size == 1 and self.primary is None),
             "evaluation.loss_examples=0 and evaluation.generate_examples=0 leave nothing to "
-            "evaluate, so evaluation.before and evaluation.batch_size have no effect: use "
-            "evaluation=none",
+            "evaluate, so evaluation.before, evaluation.batch_size and evaluation.primary have no "
+            "effect: use evaluation=none",
+        )
+        _require(
+            self.generate_examples > 0 or (self.answers == 1 and not self.run_code),
+            f"evaluation.generate_examples=0 asks for no answers, so evaluation.answers="
+            f"{self.answers} and evaluation.run_code={self.run_code} have no effect: set "
+            f"evaluation.answers=1 evaluation.run_code=false",
         )
 
 
@@ -476,6 +507,13 @@ class Run:
             f"trainer.eval_steps={self.trainer.eval_steps} has no effect with "
             f"evaluation.loss_examples=0: set trainer.eval_steps=null",
         )
+        _require(
+            self.evaluation.answers == 1 or self.decoding.strategy in DRAWS,
+            f"evaluation.answers={self.evaluation.answers} would be the same answer so many times "
+            f"with decoding={self.decoding.strategy}: use decoding=nucleus, or "
+            f"evaluation.answers=1",
+        )
+        self._check_primary()
         quantized = self.quantization.method is not QuantizationMethod.none
         _require(
             not (quantized and self.lora.variant is LoraVariant.pissa),
@@ -488,6 +526,26 @@ class Run:
             or self.lora.variant is not LoraVariant.dora,
             "lora=dora on quantization=int8 does not train on a CPU: use quantization=nf4_double "
             "or lora=lora",
+        )
+
+    def _check_primary(self) -> None:
+        """Refuse a primary metric that this run does not measure."""
+        primary = self.evaluation.primary
+        if primary is None:
+            return
+        measured: list[str] = []
+        if self.evaluation.loss_examples:
+            measured += ["loss/all", *(f"loss/{name}" for name in self.data.sources)]
+        if self.evaluation.generate_examples:
+            for name, source in self.data.sources.items():
+                measured += [f"{score}/{name}" for score in SCORES[source.grader]]
+        near = get_close_matches(primary, measured, n=1, cutoff=0.0)
+        _require(
+            primary in measured,
+            f"evaluation.primary={primary} is not measured by this run: did you mean "
+            f"{near[0]}? There are {', '.join(measured)}"
+            if near
+            else f"evaluation.primary={primary} is not measured: use evaluation.primary=null",
         )
 
 

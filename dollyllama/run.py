@@ -32,6 +32,7 @@ from dollyllama.evaluation.loss import held_out_loss
 from dollyllama.evaluation.metric import Metric
 from dollyllama.evaluation.suite import Evaluated, evaluate, select
 from dollyllama.evaluation.table import compare_table
+from dollyllama.explain import one_line
 from dollyllama.files import read_json_lines, write_json, write_json_lines, write_text
 from dollyllama.model.adapter import attach_adapter, count_parameters, load_adapter, save_adapter
 from dollyllama.model.load import load_base, load_tokenizer
@@ -147,21 +148,50 @@ def run(run_config: config.Run, folder: Path) -> Result:
             _evaluate(run_config, model, tokenizer, data, "after", result, folder, tracker)
         _write_card(run_config, folder, data, result, origin)
         result.status = Status.finished
-    print(_closing(result, folder))
+    print(_closing(run_config, result, folder))
     return result
 
 
 def restore(run_config: config.Run, folder: Path) -> tuple[Any, Any]:
     """Load what the run in ``folder`` trained: (model in evaluation mode, tokenizer).
 
-    ValueError when it has no adapter yet, or the base model cannot be had.
+    ValueError when it has no adapter yet, or its base model cannot be had or is another one now.
     """
     adapter = folder / "adapter"
     if not adapter.is_dir():
         raise ValueError(f"{folder} has no adapter yet: python train.py resume={folder} goes on")
+    check_base(run_config, folder)
     tokenizer = load_tokenizer(str(adapter), None)
     model = _load_base(run_config, tokenizer, choose_device(run_config.device))
     return load_adapter(model, adapter), tokenizer
+
+
+def check_base(run_config: config.Run, folder: Path) -> None:
+    """ValueError when the base model is not the one that the run in ``folder`` was trained on.
+
+    Told by the digests of a local folder's weights and config; weights too large for a digest are
+    told by their size.
+    """
+    path = folder / "provenance.json"
+    try:
+        trained_on = json.loads(path.read_text(encoding="utf-8"))["base_model"]
+    except FileNotFoundError:
+        raise ValueError(f"{folder} is damaged: it has no provenance.json") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged: {one_line(str(error))}") from None
+    if trained_on is None or "files" not in trained_on:
+        return
+    place = _base_folder(run_config.model.path)
+    here = provenance.describe_weights(place, run_config.model.revision).get("files", {})
+    for name, file in trained_on["files"].items():
+        if name != "config.json" and not name.endswith((".safetensors", ".bin")):
+            continue
+        if here.get(name) != file:
+            what = "differs" if name in here else "is missing"
+            raise ValueError(
+                f"{folder} was trained on another base model than {place} is now: {name} {what}; "
+                f"put the folder back as it was"
+            )
 
 
 def choose_device(wish: config.Device) -> torch.device:
@@ -184,6 +214,8 @@ def measure(
             **asdict(run_config.decoding),
             loss_examples=evaluation.loss_examples,
             generate_examples=evaluation.generate_examples,
+            answers=evaluation.answers,
+            run_code=evaluation.run_code,
             batch_size=evaluation.batch_size,
             seed=run_config.seed,
             progress=progress,
@@ -287,10 +319,16 @@ def _opening(run_config: config.Run, data: PreparedData, result: Result) -> str:
     )
 
 
-def _closing(result: Result, folder: Path) -> str:
+def _closing(run_config: config.Run, result: Result, folder: Path) -> str:
     parts = [columns(cost_rows(asdict(result)))]
     if "after" in result.metrics:
-        parts.append(compare_table(result.metrics.get("before"), result.metrics["after"]))
+        parts.append(
+            compare_table(
+                result.metrics.get("before"),
+                result.metrics["after"],
+                primary=run_config.evaluation.primary,
+            )
+        )
     parts.append("\n".join(next_commands(folder, result.status)))
     return "\n" + "\n\n".join(parts)
 

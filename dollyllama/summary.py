@@ -44,8 +44,9 @@ def summary(folder: Path) -> str:
         parts.append(_data(data))
     metrics = result.get("metrics", {}) if result else {}
     if any(metrics.values()):
+        primary = config.get("evaluation", {}).get("primary")
         before = _metrics(metrics["before"]) if "before" in metrics else None
-        parts.append(compare_table(before, _metrics(metrics.get("after", []))))
+        parts.append(compare_table(before, _metrics(metrics.get("after", [])), primary=primary))
     cost = cost_rows(result or {})
     if not (result or {}).get("train"):
         cost = [*_progress(folder), *cost]

@@ -125,6 +125,7 @@ EFFECTS = {
     "decoding.max_new_tokens": effect("decoding.max_new_tokens=2", shows_in=SAMPLES),
     "decoding.temperature": effect("decoding.temperature=9", shows_in=SAMPLES, under=NUCLEUS),
     "decoding.top_p": effect("decoding.top_p=0.1", shows_in=SAMPLES, under=NUCLEUS),
+    "decoding.repetition_penalty": effect("decoding.repetition_penalty=9", shows_in=SAMPLES),
     "decoding.alpha": effect("decoding.alpha=1", shows_in=SAMPLES, under=CONTRASTIVE),
     "decoding.k": effect(
         "decoding.k=1", shows_in=SAMPLES, under=[*CONTRASTIVE, "decoding.alpha=1"]
@@ -132,6 +133,8 @@ EFFECTS = {
     "evaluation.before": effect("evaluation.before=false", shows_in=METRICS),
     "evaluation.loss_examples": effect("evaluation.loss_examples=1", shows_in=METRICS),
     "evaluation.generate_examples": effect("evaluation.generate_examples=1", shows_in=SAMPLES),
+    "evaluation.answers": effect("evaluation.answers=2", shows_in=SAMPLES, under=NUCLEUS),
+    "evaluation.primary": effect("evaluation.primary=loss/maths", shows_in=REFUSED),
     "evaluation.batch_size": effect("evaluation.batch_size=1", shows_in=PASSES),
     "tracking.wandb": effect("tracking.wandb=auto", shows_in=TRACKER, under=WANDB),
     "tracking.project": effect("tracking.project=mine", shows_in=TRACKER, under=WANDB),
@@ -157,8 +160,9 @@ def test_every_leaf_of_the_config_is_in_the_table() -> None:
     keys = schema_keys(config.Run)
     leaves = {key for key in keys if not any(other.startswith(f"{key}.") for other in keys)}
     named = {re.sub(r"\.sources\.sql\b", ".sources.*", key) for key in EFFECTS}
-    # Where a run goes on is launch.py's to decide: tests/test_launch.py.
-    assert named | {"resume"} == leaves
+    # Where a run goes on is launch.py's to decide: tests/test_launch.py. Code is run where rows
+    # come with tests: tests/evaluation/test_code.py.
+    assert named | {"resume", "evaluation.run_code"} == leaves
 
 
 # --- a place to work in -------------------------------------------------------------------------

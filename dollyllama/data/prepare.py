@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from dollyllama.config import Data, Deduplicate, Source, fingerprint
+from dollyllama.config import Data, Deduplicate, LossOn, Source, fingerprint
 from dollyllama.data.clean import apply_rules, clean
 from dollyllama.data.dedupe import drop_exact_duplicates
 from dollyllama.data.example import Example, Rejected, Split
@@ -185,21 +185,35 @@ def _prepare(
         seed=seed,
     )
 
-    distinct = {(example.source, example.row): example for example in [*mixed, *held_out]}
-    encoded, refused = encode_all(
-        list(distinct.values()),
-        tokenizer,
-        max_length=data.max_length,
-        loss_on=data.loss_on,
-        overlong=data.overlong,
-        progress=lambda done: report("tokenising", done, len(distinct)),
-    )
-    rejected += refused
-    of_row = {(each.example.source, each.example.row): each for each in encoded}
-    sides = {
-        side: [of_row[at] for each in chosen if (at := (each.source, each.row)) in of_row]
-        for side, chosen in ((Split.train, mixed), (Split.held_out, held_out))
+    # The held-out loss is over responses whatever is trained on, so that runs can be compared.
+    chosen = {
+        Split.train: (mixed, data.loss_on),
+        Split.held_out: (held_out, LossOn.response),
     }
+    distinct = {
+        side: {(example.source, example.row): example for example in examples}
+        for side, (examples, _) in chosen.items()
+    }
+    total = sum(len(examples) for examples in distinct.values())
+    sides: dict[Split, list[EncodedExample]] = {}
+    encoded_before = 0
+    for side, (examples, loss_on) in chosen.items():
+
+        def encoding(count: int, before: int = encoded_before) -> None:
+            report("tokenising", before + count, total)
+
+        encoded, refused = encode_all(
+            list(distinct[side].values()),
+            tokenizer,
+            max_length=data.max_length,
+            loss_on=loss_on,
+            overlong=data.overlong,
+            progress=encoding,
+        )
+        encoded_before += len(distinct[side])
+        rejected += refused
+        of_row = {(each.example.source, each.example.row): each for each in encoded}
+        sides[side] = [of_row[at] for each in examples if (at := (each.source, each.row)) in of_row]
     rejected = [
         dataclasses.replace(each, raw=rows[each.source][each.row])
         for each in sorted(rejected, key=lambda each: (each.source, each.row))

@@ -6,6 +6,7 @@ Shapes: B rows, T tokens, V vocabulary, N supervised tokens of a batch.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -24,9 +25,10 @@ def held_out_loss(
     pad_token_id: int,
     progress: Callable[[int], None] | None = None,
 ) -> list[Metric]:
-    """Mean negative log-likelihood of a supervised token, in nats: ``loss/<source>``, by source.
+    """Mean negative log-likelihood of a supervised token, in nats: ``loss/<source>`` by source.
 
-    Every token counts the same, so long answers weigh more. The standard error is the ratio
+    ``loss/all`` comes first, over all sources. Every token counts the same, so long answers weigh
+    more. The standard error is the ratio
     estimator's, over examples. progress: called with the number of examples done.
     """
     order = sorted(range(len(examples)), key=lambda row: len(examples[row].ids), reverse=True)
@@ -46,8 +48,12 @@ def held_out_loss(
                 progress(start + len(batch))
     finally:
         model.train(was_training)
+    if not losses:
+        return []
+    total = ratio_metric("loss/all", [*chain(*losses.values())], [*chain(*tokens.values())])
     return [
-        ratio_metric(f"loss/{source}", losses[source], tokens[source]) for source in sorted(losses)
+        total,
+        *(ratio_metric(f"loss/{name}", losses[name], tokens[name]) for name in sorted(losses)),
     ]
 
 

@@ -7,15 +7,30 @@ from collections.abc import Sequence
 
 from dollyllama.evaluation.metric import Metric
 
-#: What is better when it falls; everything else is a share from 0 to 1, better when it rises.
+#: In their own unit, with how many decimals; everything else is a share from 0 to 1.
+_DECIMALS = {"loss": 3, "words": 1, "tokens": 1}
+
+#: What is better when it falls, and what is neither good nor bad; the rest is better when it rises.
 _LOWER_IS_BETTER = frozenset({"loss"})
+_NEITHER = frozenset({"words", "tokens"})
+
+#: In the record, and too many for a screen: what ``diversity`` is made of, and lengths twice.
+_UNSEEN = frozenset({"distinct_1", "distinct_2", "rep_2", "rep_3", "rep_4", "words"})
 
 #: Standard errors beyond which a change is called one: about 95 % when nothing has changed.
 _NOISE = 1.96
 
 
-def compare_table(before: Sequence[Metric] | None, after: Sequence[Metric]) -> str:
+def compare_table(
+    before: Sequence[Metric] | None,
+    after: Sequence[Metric],
+    *,
+    primary: str | None = None,
+    head: tuple[str, str] = ("before", "after"),
+) -> str:
     """Metrics before and after training side by side; only ``after`` when there is no before.
+
+    primary: the metric that decides, which goes first. head: what the two columns are called.
 
     Shares are shown in percent. A change is "better" or "worse" when it exceeds 1.96 standard
     errors of the difference, taken as if the two were measured on different examples: where answers
@@ -23,14 +38,16 @@ def compare_table(before: Sequence[Metric] | None, after: Sequence[Metric]) -> s
     """
     earlier = {metric.name: metric for metric in before or ()}
     names = [*earlier, *(metric.name for metric in after if metric.name not in earlier)]
+    names = [name for name in names if _what(name) not in _UNSEEN]
+    names.sort(key=lambda name: name != primary)
     later = {metric.name: metric for metric in after}
     if before is None:
-        head = ["", "value", "n"]
+        titles = ["", "value", "n"]
         rows = [[name, _value(later[name]), str(later[name].n)] for name in names]
     else:
-        head = ["", "before", "after", "change", "", "n"]
+        titles = ["", *head, "change", "", "n"]
         rows = [_row(name, earlier.get(name), later.get(name)) for name in names]
-    widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
+    widths = [max(len(row[column]) for row in [titles, *rows]) for column in range(len(titles))]
     verdict = 4
 
     def line(row: list[str]) -> str:
@@ -40,7 +57,7 @@ def compare_table(before: Sequence[Metric] | None, after: Sequence[Metric]) -> s
         ]
         return "  ".join(cells).rstrip()
 
-    return "\n".join(line(row) for row in [head, *rows])
+    return "\n".join(line(row) for row in [titles, *rows])
 
 
 def _row(name: str, before: Metric | None, after: Metric | None) -> list[str]:
@@ -49,22 +66,23 @@ def _row(name: str, before: Metric | None, after: Metric | None) -> list[str]:
         assert count is not None
         return [name, _value(before), _value(after), "", "", str(count.n)]
     change = after.value - before.value
-    shown = f"{change:+.3f}" if _is_loss(name) else f"{100 * change:+.1f} %"
+    decimals = _DECIMALS.get(_what(name))
+    shown = f"{100 * change:+.1f} %" if decimals is None else f"{change:+.{decimals}f}"
     n = str(after.n) if before.n == after.n else f"{before.n}, {after.n}"
     return [name, _value(before), _value(after), shown, _verdict(name, before, after), n]
 
 
 def _verdict(name: str, before: Metric, after: Metric) -> str:
-    if before.standard_error is None or after.standard_error is None:
+    if before.standard_error is None or after.standard_error is None or _what(name) in _NEITHER:
         return ""
     change = after.value - before.value
     if abs(change) <= _NOISE * math.hypot(before.standard_error, after.standard_error):
         return "within noise"
-    return "better" if (change < 0) == _is_loss(name) else "worse"
+    return "better" if (change < 0) == (_what(name) in _LOWER_IS_BETTER) else "worse"
 
 
-def _is_loss(name: str) -> bool:
-    return name.partition("/")[0] in _LOWER_IS_BETTER
+def _what(name: str) -> str:
+    return name.partition("/")[0]
 
 
 def _value(metric: Metric | None) -> str:
@@ -72,6 +90,7 @@ def _value(metric: Metric | None) -> str:
     if metric is None:
         return "-"
     error = metric.standard_error
-    if _is_loss(metric.name):
-        return f"{metric.value:.3f}" + ("" if error is None else f" ± {error:.3f}")
+    if (decimals := _DECIMALS.get(_what(metric.name))) is not None:
+        shown = f"{metric.value:.{decimals}f}"
+        return shown + ("" if error is None else f" ± {error:.{decimals}f}")
     return f"{100 * metric.value:.1f}" + ("" if error is None else f" ± {100 * error:.1f}") + " %"

@@ -49,9 +49,9 @@ def run(model: Any, examples: list[EncodedExample] = EXAMPLES, batch_size: int =
 
 def test_it_is_the_mean_over_supervised_tokens_of_each_source(model: LlamaForCausalLM) -> None:
     metrics = run(model)
-    assert [metric.name for metric in metrics] == ["loss/code", "loss/sql"]
-    for metric, source in zip(metrics, ("code", "sql"), strict=True):
-        losses = [plain_losses(model, each) for each in EXAMPLES if each.example.source == source]
+    assert [metric.name for metric in metrics] == ["loss/all", "loss/code", "loss/sql"]
+    for metric, sources in zip(metrics, (("code", "sql"), ("code",), ("sql",)), strict=True):
+        losses = [plain_losses(model, each) for each in EXAMPLES if each.example.source in sources]
         tokens = [loss for each in losses for loss in each]
         assert metric.value == pytest.approx(sum(tokens) / len(tokens), rel=1e-5)
         sums, sizes = [math.fsum(each) for each in losses], [len(each) for each in losses]

@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 import torch
 
-from dollyllama.config import Grader, LossOn, Overlong, Strategy
+from dollyllama.config import SCORES, Grader, LossOn, Overlong, Strategy
 from dollyllama.data.example import Example
 from dollyllama.data.prompt import format_prompt
 from dollyllama.data.tokens import EncodedExample, encode
 from dollyllama.decoding.generate import StoppedBy
-from dollyllama.evaluation.suite import SCORERS, Evaluated, Sample, evaluate, select
+from dollyllama.evaluation import sandbox, text
+from dollyllama.evaluation.suite import SCORERS, Evaluated, Sample, average, evaluate, select
 from tests.decoding.build import Scripted, make_llama, make_tokenizer
 
 SCHEMA = "CREATE TABLE head (name VARCHAR, age INTEGER)"
@@ -67,10 +68,13 @@ def run(held_out: list[EncodedExample] = HELD_OUT, **changes: Any) -> Evaluated:
         "max_new_tokens": 40,
         "temperature": None,
         "top_p": None,
+        "repetition_penalty": None,
         "alpha": None,
         "k": None,
         "loss_examples": 10,
         "generate_examples": 10,
+        "answers": 1,
+        "run_code": False,
         "batch_size": 3,
         "seed": 0,
     }
@@ -86,22 +90,21 @@ def test_a_scorer_gives_the_reference_full_marks(grader: Grader) -> None:
     answers = {Grader.sql: "SELECT name FROM head", Grader.maths: "1 + 1 = 2", Grader.code: "x = 1"}
     answer = answers.get(grader, "Two words.")
     example = Example("a", 0, "q", answer, SCHEMA, "q")
-    scores = SCORERS[grader](answer, example)
-    assert scores
+    scores = SCORERS[grader](answer, example, False)
+    assert scores.keys() <= set(SCORES[grader])
+    assert SCORES[grader][0] in scores
     assert set(scores.values()) == {1.0}
-    assert 0.0 in SCORERS[grader]("It is none of that )", example).values()
+    assert 0.0 in SCORERS[grader]("It is none of that )", example, False).values()
 
 
 def test_metrics_are_named_counted_and_averaged_by_source() -> None:
     metrics = {metric.name: metric for metric in run().metrics}
+    fluency = list(text.fluency("a b c d e"))
     assert list(metrics) == [
-        "loss/code",
-        "parses/code",
-        "stops/code",
-        "loss/sql",
-        "exact/sql",
-        "executes/sql",
-        "stops/sql",
+        *("loss/all", "loss/code", "parses/code", "stops/code", "tokens/code"),
+        *(f"{name}/code" for name in fluency if f"{name}/code" in metrics),
+        *("loss/sql", "exact/sql", "executes/sql", "execution/sql", "stops/sql", "tokens/sql"),
+        *(f"{name}/sql" for name in fluency),
     ]
     values = {name: (round(metric.value, 6), metric.n) for name, metric in metrics.items()}
     assert values["exact/sql"] == (0.5, 4)  # q1, q4
@@ -124,12 +127,51 @@ def test_samples_hold_what_was_asked_answered_and_scored() -> None:
         completion="SELECT age FROM head",
         reference="SELECT name FROM head",
         stopped_by=StoppedBy.eos,
-        scores={"exact": 0.0, "executes": 1.0},
+        tokens=len("SELECT age FROM head") + 1,
+        scores={
+            "exact": 0.0,
+            "executes": 1.0,
+            "execution": 0.0,
+            "stops": 0.0,
+            "tokens": 21.0,
+            **text.fluency("SELECT age FROM head"),
+        },
     )
 
 
+def test_several_answers_to_one_question_are_one_observation() -> None:
+    once, thrice = run(), run(answers=3)
+    assert len(thrice.samples) == 3 * len(once.samples)
+    # The script answers the same each time.
+    assert thrice.metrics == once.metrics
+
+
+def test_pass_at_k_is_estimated_over_questions() -> None:
+    def sample(number: int, passed: bool) -> Sample:
+        scores = {"passes": float(passed)}
+        return Sample("a", number, str(number), "", "", "", StoppedBy.eos, 1, scores)
+
+    # 2 of 6 and 0 of 6 answers pass; one of 5 drawn from the first misses only if all miss.
+    samples = [sample(0, each < 2) for each in range(6)] + [sample(1, False) for _ in range(6)]
+    metrics = {metric.name: metric for metric in average(samples)}
+    assert metrics["passes/a"].value == pytest.approx((2 / 6 + 0) / 2)
+    assert metrics["pass_5/a"].value == pytest.approx((1 - 0 + 0) / 2)
+    assert metrics["pass_5/a"].n == 2
+    assert "pass_10/a" not in metrics
+
+
+def test_code_is_not_run_where_no_sandbox_can_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox, "available", lambda: "this machine lacks it")
+    with pytest.raises(ValueError, match=r"run_code.*this machine lacks it"):
+        run(run_code=True)
+
+
 def test_nothing_is_measured_where_nothing_is_asked_for() -> None:
-    assert {metric.name for metric in run(generate_examples=0).metrics} == {"loss/sql", "loss/code"}
+    assert {metric.name for metric in run(generate_examples=0).metrics} == {
+        "loss/all",
+        "loss/sql",
+        "loss/code",
+    }
     answers = run(loss_examples=0)
     assert not any(metric.name.startswith("loss") for metric in answers.metrics)
     assert len(answers.samples) == len(HELD_OUT)
@@ -155,7 +197,10 @@ def test_the_order_of_held_out_examples_changes_nothing() -> None:
 def test_progress_says_what_is_done_of_how_many() -> None:
     seen: list[tuple[str, int, int]] = []
     run(progress=lambda what, done, total: seen.append((what, done, total)))
-    assert seen == [("loss", 3, 6), ("loss", 6, 6), ("answers", 3, 6), ("answers", 6, 6)]
+    assert seen == [
+        *(("loss", 3, 6), ("loss", 6, 6), ("answers", 3, 6), ("answers", 6, 6)),
+        *(("grading", done, 6) for done in range(1, 7)),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -166,7 +211,8 @@ def test_progress_says_what_is_done_of_how_many() -> None:
     ],
 )
 def test_every_strategy_serves(decoding: dict[str, Any]) -> None:
-    options: dict[str, Any] = {"temperature": None, "top_p": None, "alpha": None, "k": None}
+    keys = ("temperature", "top_p", "repetition_penalty", "alpha", "k")
+    options: dict[str, Any] = dict.fromkeys(keys)
     evaluated = evaluate(
         make_llama(positions=512),
         make_tokenizer(),
@@ -175,6 +221,8 @@ def test_every_strategy_serves(decoding: dict[str, Any]) -> None:
         max_new_tokens=8,
         loss_examples=2,
         generate_examples=2,
+        answers=1,
+        run_code=False,
         batch_size=4,
         seed=0,
         **(options | decoding),

@@ -56,3 +56,21 @@ def test_what_was_measured_once_has_a_dash() -> None:
 
 def test_no_metrics_are_no_rows() -> None:
     assert len(compare_table([], []).splitlines()) == 1
+
+
+def test_counts_keep_their_unit_and_are_neither_better_nor_worse() -> None:
+    before, after = Metric("tokens/sql", 40.0, 1.0, 10), Metric("tokens/sql", 12.5, 1.0, 10)
+    line = compare_table([before], [after]).splitlines()[1]
+    assert line.split() == "tokens/sql 40.0 ± 1.0 12.5 ± 1.0 -27.5 10".split()
+
+
+def test_the_metric_that_decides_goes_first() -> None:
+    lines = compare_table(BEFORE, AFTER, primary="loss/code").splitlines()[1:]
+    assert [line.split()[0] for line in lines][:2] == ["loss/code", "loss/sql"]
+
+
+def test_the_parts_of_diversity_stay_off_the_screen() -> None:
+    parts = [Metric(f"{name}/a", 0.5, 0.1, 9) for name in ("rep_2", "distinct_1", "diversity")]
+    assert [line.split()[0] for line in compare_table(None, parts).splitlines()[1:]] == [
+        "diversity/a"
+    ]
