@@ -9,6 +9,7 @@ from typing import Any
 
 from dollyllama.data.prompt import END_MARKER, format_prompt
 from dollyllama.embedded import EMBEDDED
+from dollyllama.evaluation.metric import DETAILS, LENGTHS
 
 #: Licence ids that the Hub knows, by the names that configs use.
 _HUB_LICENCES = {
@@ -196,6 +197,7 @@ def _front_matter(
         for metric in result["metrics"].get("after", [])
         if metric["value"] is not None
         for what, _, source in [metric["name"].partition("/")]
+        if what not in {*DETAILS, *LENGTHS}
     ]
     datasets = [path for path in sorted(set(upstream.values())) if published and "/" in path]
     metadata = ModelCardData(
@@ -293,7 +295,9 @@ def _quantization_code(quantization: dict[str, Any]) -> str:
 def _evaluation(result: dict[str, Any]) -> list[str]:
     before = {metric["name"]: metric for metric in result["metrics"].get("before", [])}
     after = {metric["name"]: metric for metric in result["metrics"].get("after", [])}
-    names = list(dict.fromkeys([*before, *after]))
+    names = [
+        name for name in dict.fromkeys([*before, *after]) if name.partition("/")[0] not in DETAILS
+    ]
     if not names:
         return []
     rows = [

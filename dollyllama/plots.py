@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dollyllama.evaluation.metric import DETAILS, LENGTHS
 from dollyllama.files import read_json_lines
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def _draw_losses(axes: Axes, lines: list[dict[str, Any]], folder: Path) -> None:
 
 
 def _scores(folder: Path) -> list[tuple[str, dict[str, Any] | None, dict[str, Any]]]:
-    """Name, metric before and metric after for every score (loss aside) that ended up measured."""
+    """Name, metric before and metric after for every score (loss, lengths and details aside) that ended up measured."""
     path = folder / "result.json"
     if not path.exists():
         return []
@@ -92,7 +93,8 @@ def _scores(folder: Path) -> list[tuple[str, dict[str, Any] | None, dict[str, An
     return [
         (metric["name"], before.get(metric["name"]), metric)
         for metric in metrics.get("after", [])
-        if not metric["name"].startswith("loss/") and metric["value"] is not None
+        if metric["name"].partition("/")[0] not in {"loss", *DETAILS, *LENGTHS}
+        if metric["value"] is not None
     ]
 
 

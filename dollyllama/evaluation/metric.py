@@ -7,6 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 
+#: Metrics that the record has and a reader can do without: what ``diversity`` is made of.
+DETAILS = frozenset({"distinct_1", "distinct_2", "rep_2", "rep_3", "rep_4", "words"})
+
+#: Counts, neither good nor bad.
+LENGTHS = frozenset({"words", "tokens"})
+
+
 @dataclass(frozen=True, slots=True)
 class Metric:
     """``name`` is ``<what>/<source>``; ``standard_error`` is over examples, None below two."""

@@ -5,17 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from dollyllama.evaluation.metric import Metric
+from dollyllama.evaluation.metric import DETAILS, LENGTHS, Metric
 
 #: In their own unit, with how many decimals; everything else is a share from 0 to 1.
-_DECIMALS = {"loss": 3, "words": 1, "tokens": 1}
+_DECIMALS = {"loss": 3, "tokens": 1}
 
-#: What is better when it falls, and what is neither good nor bad; the rest is better when it rises.
+#: What is better when it falls; the rest but lengths is better when it rises.
 _LOWER_IS_BETTER = frozenset({"loss"})
-_NEITHER = frozenset({"words", "tokens"})
-
-#: In the record, and too many for a screen: what ``diversity`` is made of, and lengths twice.
-_UNSEEN = frozenset({"distinct_1", "distinct_2", "rep_2", "rep_3", "rep_4", "words"})
 
 #: Standard errors beyond which a change is called one: about 95 % when nothing has changed.
 _NOISE = 1.96
@@ -38,7 +34,7 @@ def compare_table(
     """
     earlier = {metric.name: metric for metric in before or ()}
     names = [*earlier, *(metric.name for metric in after if metric.name not in earlier)]
-    names = [name for name in names if _what(name) not in _UNSEEN]
+    names = [name for name in names if _what(name) not in DETAILS]
     names.sort(key=lambda name: name != primary)
     later = {metric.name: metric for metric in after}
     if before is None:
@@ -73,7 +69,7 @@ def _row(name: str, before: Metric | None, after: Metric | None) -> list[str]:
 
 
 def _verdict(name: str, before: Metric, after: Metric) -> str:
-    if before.standard_error is None or after.standard_error is None or _what(name) in _NEITHER:
+    if before.standard_error is None or after.standard_error is None or _what(name) in LENGTHS:
         return ""
     change = after.value - before.value
     if abs(change) <= _NOISE * math.hypot(before.standard_error, after.standard_error):
