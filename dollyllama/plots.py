@@ -84,7 +84,10 @@ def _draw_losses(axes: Axes, lines: list[dict[str, Any]], folder: Path) -> None:
 
 
 def _scores(folder: Path) -> list[tuple[str, dict[str, Any] | None, dict[str, Any]]]:
-    """Name, metric before and metric after for every score (loss, lengths and details aside) that ended up measured."""
+    """Name, metric before and metric after for every score that ended up measured.
+
+    Loss, lengths and details are left out.
+    """
     path = folder / "result.json"
     if not path.exists():
         return []

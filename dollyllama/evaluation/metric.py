@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-
 #: Metrics that the record has and a reader can do without: what ``diversity`` is made of.
 DETAILS = frozenset({"distinct_1", "distinct_2", "rep_2", "rep_3", "rep_4", "words"})
 
