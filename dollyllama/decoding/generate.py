@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import enum
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -20,7 +21,7 @@ from dollyllama.config import Strategy
 from dollyllama.data.prompt import END_MARKER, strip_end_marker
 from dollyllama.data.tokens import encode_prompts
 from dollyllama.decoding.contrastive import contrastive_tokens
-from dollyllama.decoding.stream import Stop, Stream, collect, left_padded_positions
+from dollyllama.decoding.stream import Stop, Stream, collect, follow, left_padded_positions
 
 
 class StoppedBy(StrEnum):
@@ -42,6 +43,19 @@ class Completion:
     stopped_by: StoppedBy
 
 
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What one row wrote next.
+
+    text: safe to show, never part of an end marker; the pieces of a row put together are its
+    completion's text. completion: comes with the row's last piece.
+    """
+
+    row: int
+    text: str
+    completion: Completion | None
+
+
 def generate(
     model: Any,
     tokenizer: Any,
@@ -51,6 +65,7 @@ def generate(
     max_new_tokens: int,
     temperature: float | None = None,
     top_p: float | None = None,
+    repetition_penalty: float | None = None,
     alpha: float | None = None,
     k: int | None = None,
     batch_size: int,
@@ -60,43 +75,33 @@ def generate(
     """Answer whole prompts (template included), in their order.
 
     A row stops behind the end marker, at end-of-sequence, after ``max_new_tokens`` or where the
-    model's positions end. nucleus wants temperature and top_p, contrastive wants alpha and k. Draws
-    depend on ``seed`` and a prompt's place in ``prompts`` alone, not on its batch. When memory runs
-    out, the batch is halved and the work goes on. progress: called with the number of prompts done.
-    ValueError for a prompt that is empty or fills the model's positions.
+    model's positions end. temperature wants a temperature, nucleus top_p as well, contrastive alpha
+    and k; repetition_penalty goes with all but contrastive. Draws depend on ``seed`` and a prompt's
+    place in ``prompts`` alone, not on its batch. When memory runs out, the batch is halved and the
+    work goes on. progress: called with the number of prompts done. ValueError for a prompt that is
+    empty or fills the model's positions.
     """
-    prompt_ids = encode_prompts(prompts, tokenizer) if prompts else []
-    positions = model.config.max_position_embeddings
-    for number, ids in enumerate(prompt_ids):
-        if not ids:
-            raise ValueError(f"prompt {number} is empty: there is nothing to continue")
-        if len(ids) >= positions:
-            raise ValueError(
-                f"prompt {number} has {len(ids)} tokens and the model {positions} positions: "
-                "shorten it"
-            )
-
-    def start(rows: list[int], ids_BT: Tensor, mask_BT: Tensor) -> Stream:
-        if strategy is Strategy.contrastive:
-            assert alpha is not None
-            assert k is not None
-            return contrastive_tokens(model, ids_BT, mask_BT, alpha=alpha, k=k)
-        if strategy is Strategy.nucleus:
-            assert temperature is not None
-            assert top_p is not None
-            choose = nucleus([f"{seed}/{row}" for row in rows], temperature, top_p)
-            return next_tokens(model, ids_BT, mask_BT, choose)
-        return next_tokens(model, ids_BT, mask_BT, greedy)
+    prompt_ids = _encode(model, tokenizer, prompts)
+    stop = _stop(tokenizer)
 
     def attempt(rows: list[int]) -> list[list[int]] | None:
         """What each row wrote; None when memory ran out. What the attempt held is free then."""
         batch = [prompt_ids[row] for row in rows]
-        limits = [min(max_new_tokens, positions - len(ids)) for ids in batch]
         try:
-            stream = start(rows, *pad_left(batch, tokenizer.pad_token_id, model.device))
-            return collect(stream, limits=limits, stop=stop)
+            stream = _start(
+                model,
+                *pad_left(batch, tokenizer.pad_token_id, model.device),
+                strategy=strategy,
+                temperature=temperature,
+                top_p=top_p,
+                repetition_penalty=repetition_penalty,
+                alpha=alpha,
+                k=k,
+                seeds=[f"{seed}/{row}" for row in rows],
+            )
+            return collect(stream, limits=_limits(model, batch, max_new_tokens), stop=stop)
         except (MemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             if len(rows) == 1:
                 raise ValueError(
@@ -105,13 +110,10 @@ def generate(
                 ) from error
             return None
 
-    stop = _stop(tokenizer)
     # The longest first: if memory does not suffice, that shows at once.
     waiting = sorted(range(len(prompts)), key=lambda row: len(prompt_ids[row]), reverse=True)
     completions: dict[int, Completion] = {}
-    was_training = model.training
-    model.eval()
-    try:
+    with _evaluating(model):
         while waiting:
             rows = waiting[:batch_size]
             written = attempt(rows)
@@ -123,9 +125,121 @@ def generate(
             waiting = waiting[len(rows) :]
             if progress is not None:
                 progress(len(completions))
+    return [completions[row] for row in range(len(prompts))]
+
+
+def stream(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[str],
+    *,
+    strategy: Strategy,
+    max_new_tokens: int,
+    temperature: float | None = None,
+    top_p: float | None = None,
+    repetition_penalty: float | None = None,
+    alpha: float | None = None,
+    k: int | None = None,
+    seed: int,
+    wanted: Callable[[int], bool] | None = None,
+) -> Iterator[Piece]:
+    """Answer whole prompts as one batch, token by token: the same answers as ``generate``'s.
+
+    wanted: asked after each token whether a row is to go on; one that is not ends with a completion
+    that its length stopped. Errors are those of ``generate``, and running out of memory is one.
+    """
+    prompt_ids = _encode(model, tokenizer, prompts)
+    tokens = _start(
+        model,
+        *pad_left(prompt_ids, tokenizer.pad_token_id, model.device),
+        strategy=strategy,
+        temperature=temperature,
+        top_p=top_p,
+        repetition_penalty=repetition_penalty,
+        alpha=alpha,
+        k=k,
+        seeds=[f"{seed}/{row}" for row in range(len(prompts))],
+    )
+    finished = _stop(tokenizer)
+    running = list(range(len(prompts)))
+
+    def stop(written: list[list[int]]) -> list[bool]:
+        ended = finished(written)
+        if wanted is None:
+            return ended
+        return [end or not wanted(row) for row, end in zip(running, ended, strict=True)]
+
+    written: list[list[int]] = [[] for _ in prompts]
+    shown = ["" for _ in prompts]
+    limits = _limits(model, prompt_ids, max_new_tokens)
+    with _evaluating(model):
+        for step in follow(tokens, limits=limits, stop=stop, written=written):
+            running = [row for row, last in step if not last]
+            for row, last in step:
+                completion = _completion(written[row], tokenizer) if last else None
+                text = completion.text if completion else _showable(written[row], tokenizer)
+                # A tokenizer may take back a character once it knows the next; so wait for it.
+                if (len(text) > len(shown[row]) and text.startswith(shown[row])) or completion:
+                    fresh, shown[row] = text[len(shown[row]) :], text
+                    yield Piece(row, fresh, completion)
+
+
+def _encode(model: Any, tokenizer: Any, prompts: Sequence[str]) -> list[list[int]]:
+    """Ids of prompts that leave room for an answer. ValueError for one that does not."""
+    prompt_ids = encode_prompts(prompts, tokenizer) if prompts else []
+    positions = model.config.max_position_embeddings
+    for number, ids in enumerate(prompt_ids):
+        if not ids:
+            raise ValueError(f"prompt {number} is empty: there is nothing to continue")
+        if len(ids) >= positions:
+            raise ValueError(
+                f"prompt {number} has {len(ids)} tokens and the model {positions} positions: "
+                "shorten it"
+            )
+    return prompt_ids
+
+
+def _limits(model: Any, batch: Sequence[Sequence[int]], max_new_tokens: int) -> list[int]:
+    """How many tokens each row may write: no more than positions are left."""
+    positions = model.config.max_position_embeddings
+    return [min(max_new_tokens, positions - len(ids)) for ids in batch]
+
+
+def _start(
+    model: Any,
+    ids_BT: Tensor,
+    mask_BT: Tensor,
+    *,
+    strategy: Strategy,
+    temperature: float | None,
+    top_p: float | None,
+    repetition_penalty: float | None,
+    alpha: float | None,
+    k: int | None,
+    seeds: Sequence[str],
+) -> Stream:
+    """The stream of tokens that a strategy writes. seeds: one for each row."""
+    if strategy is Strategy.contrastive:
+        assert alpha is not None
+        assert k is not None
+        return contrastive_tokens(model, ids_BT, mask_BT, alpha=alpha, k=k)
+    choose: Choose = greedy
+    if strategy is not Strategy.greedy:
+        assert temperature is not None
+        choose = nucleus(seeds, temperature, 1.0 if top_p is None else top_p)
+    if repetition_penalty is not None:
+        choose = penalised(choose, repetition_penalty, ids_BT, mask_BT)
+    return next_tokens(model, ids_BT, mask_BT, choose)
+
+
+@contextmanager
+def _evaluating(model: Any) -> Iterator[None]:
+    was_training = model.training
+    model.eval()
+    try:
+        yield
     finally:
         model.train(was_training)
-    return [completions[row] for row in range(len(prompts))]
 
 
 def pad_left(
@@ -195,6 +309,29 @@ def nucleus(seeds: Sequence[str], temperature: float, top_p: float) -> Choose:
     return choose
 
 
+def penalised(choose: Choose, penalty: float, ids_BT: Tensor, mask_BT: Tensor) -> Choose:
+    """Let ``choose`` see tokens that stand in the prompt or the answer as less probable.
+
+    Keskar et al. 2019, arXiv:1909.05858, section 4.1, as transformers does it: positive logits are
+    divided by ``penalty``, negative ones multiplied. ids_BT, mask_BT: the prompts.
+    """
+    seen_BV: Tensor | None = None
+
+    def choose_penalised(logits_BV: Tensor, rows: list[int]) -> Tensor:
+        nonlocal seen_BV
+        if seen_BV is None:
+            shape = len(ids_BT), logits_BV.shape[-1]
+            counts_BV = torch.zeros(shape, dtype=torch.long, device=logits_BV.device)
+            seen_BV = counts_BV.scatter_add_(1, ids_BT, mask_BT.long()) > 0
+        place_B = torch.tensor(rows, device=logits_BV.device)
+        lowered_BV = torch.where(logits_BV < 0, logits_BV * penalty, logits_BV / penalty)
+        token_B = choose(torch.where(seen_BV[place_B], lowered_BV, logits_BV), rows)
+        seen_BV[place_B, token_B] = True
+        return token_B
+
+    return choose_penalised
+
+
 #: The marker's characters, one token each at worst, and a character of four bytes behind it.
 _TAIL = len(END_MARKER) + 4
 
@@ -228,6 +365,22 @@ def _completion(ids: list[int], tokenizer: Any) -> Completion:
     return Completion(text, len(ids), StoppedBy.eos if ended else StoppedBy.length)
 
 
+def _showable(ids: list[int], tokenizer: Any) -> str:
+    """The text so far, less an end that may become an end marker, or a character, or be stripped.
+
+    ``Completion.text`` begins with it, whatever follows.
+    """
+    (decoded,) = _decode([ids], tokenizer)
+    text, marked = strip_end_marker(decoded)
+    if marked and not decoded.endswith(END_MARKER):
+        return text
+    text = decoded.strip().rstrip("\ufffd")
+    for length in range(min(len(END_MARKER), len(text)), 0, -1):
+        if text.endswith(END_MARKER[:length]):
+            return text[:-length].rstrip()
+    return text.rstrip()
+
+
 def _decode(rows: list[list[int]], tokenizer: Any) -> list[str]:
     texts = tokenizer.batch_decode(
         rows, skip_special_tokens=True, clean_up_tokenization_spaces=False
@@ -235,7 +388,7 @@ def _decode(rows: list[list[int]], tokenizer: Any) -> list[str]:
     return list(texts)
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """CUDA has an exception of its own; torch's CPU allocator raises a plain RuntimeError."""
     return (
         isinstance(error, torch.OutOfMemoryError | MemoryError)

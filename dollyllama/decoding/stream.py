@@ -7,7 +7,7 @@ others' cache, so that a row that has finished costs nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -24,27 +24,37 @@ def left_padded_positions(mask_BT: Tensor) -> Tensor:
     return (mask_BT.long().cumsum(dim=1) - 1).clamp(min=0)
 
 
-def collect(stream: Stream, *, limits: Sequence[int], stop: Stop) -> list[list[int]]:
-    """Run ``stream`` until every row is finished or has its limit of tokens.
+def follow(
+    stream: Stream, *, limits: Sequence[int], stop: Stop, written: list[list[int]]
+) -> Iterator[list[tuple[int, bool]]]:
+    """Run ``stream`` until every row is finished or has its limit of tokens, step by step.
 
-    limits: the most tokens a row may write, at least 1 each. Returns what each row wrote, the
-    token that finished it included.
+    limits: the most tokens a row may write, at least 1 each. written: an empty list for each row,
+    to which its tokens are appended, the one that finishes it included. Yields after each step the
+    rows that wrote a token, and whether that was their last.
     """
-    written: list[list[int]] = [[] for _ in limits]
     running = list(range(len(limits)))
     token_B = next(stream)
     while True:
         for row, token in zip(running, token_B.tolist(), strict=True):
             written[row].append(token)
         finished = stop([written[row] for row in running])
-        keep = [
-            place
-            for place, row in enumerate(running)
-            if not finished[place] and len(written[row]) < limits[row]
+        done = [
+            finished[place] or len(written[row]) >= limits[row] for place, row in enumerate(running)
         ]
+        yield list(zip(running, done, strict=True))
+        keep = [place for place, last in enumerate(done) if not last]
         if not keep:
             stream.close()
-            return written
+            return
         everyone = len(keep) == len(running)
         running = [running[place] for place in keep]
         token_B = stream.send(None if everyone else torch.tensor(keep, device=token_B.device))
+
+
+def collect(stream: Stream, *, limits: Sequence[int], stop: Stop) -> list[list[int]]:
+    """Run ``stream`` to its end as ``follow`` does; return what each row wrote."""
+    written: list[list[int]] = [[] for _ in limits]
+    for _ in follow(stream, limits=limits, stop=stop, written=written):
+        pass
+    return written

@@ -14,11 +14,20 @@ from dollyllama.config import Strategy
 from dollyllama.data.tokens import encode_responses
 from dollyllama.decoding import generate as module
 from dollyllama.decoding.contrastive import contrastive_search
-from dollyllama.decoding.generate import Completion, StoppedBy, generate, nucleus
+from dollyllama.decoding.generate import (
+    Completion,
+    StoppedBy,
+    generate,
+    greedy,
+    nucleus,
+    penalised,
+    stream,
+)
 from tests.decoding.build import EOS, Scripted, make_llama, make_tokenizer
 
 STRATEGIES: dict[Strategy, dict[str, Any]] = {
     Strategy.greedy: {},
+    Strategy.temperature: {"temperature": 1.5},
     Strategy.nucleus: {"temperature": 1.5, "top_p": 0.95},
     Strategy.contrastive: {"alpha": 0.5, "k": 4},
 }
@@ -355,3 +364,101 @@ def test_other_errors_are_not_taken_for_a_want_of_memory(
 
 def test_the_scripted_models_end_is_the_tokenizers(byte_tokenizer: Any) -> None:
     assert byte_tokenizer.eos_token_id == EOS
+
+
+# --- repetition penalty -------------------------------------------------------------------------
+
+
+def test_the_repetition_penalty_is_that_of_transformers() -> None:
+    from transformers import RepetitionPenaltyLogitsProcessor
+
+    generator = torch.Generator().manual_seed(0)
+    ids_BT = torch.randint(3, 50, (4, 12), generator=generator)
+    theirs = RepetitionPenaltyLogitsProcessor(1.7)
+    ours = penalised(greedy, 1.7, ids_BT, torch.ones_like(ids_BT))
+    for _ in range(10):
+        logits_BV = torch.randn(4, 50, generator=generator)
+        token_B = theirs(ids_BT, logits_BV.clone()).argmax(dim=-1)
+        assert torch.equal(ours(logits_BV, [0, 1, 2, 3]), token_B)
+        ids_BT = torch.cat([ids_BT, token_B[:, None]], dim=1)
+
+
+def test_padding_is_not_penalised() -> None:
+    ids_BT, mask_BT = torch.tensor([[2, 2, 5]]), torch.tensor([[0, 0, 1]])
+    logits_BV = torch.tensor([[0.0, 0.0, 3.0, 0.0, 0.0, 4.0]])
+    assert penalised(greedy, 2.0, ids_BT, mask_BT)(logits_BV, [0]).tolist() == [2]
+
+
+def test_a_penalty_of_one_is_none(
+    llama: LlamaForCausalLM, byte_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    prompts = ["One.", "Another one."]
+    options: dict[str, Any] = {"strategy": Strategy.greedy, "max_new_tokens": 30, "seed": 0}
+
+    def answers(penalty: float | None) -> list[Completion]:
+        given: dict[str, Any] = {**options, "repetition_penalty": penalty, "batch_size": 2}
+        return generate(llama, byte_tokenizer, prompts, **given)
+
+    assert answers(1.0) == answers(None) != answers(9.0)
+
+
+# --- streaming ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("strategy", Strategy)
+def test_streamed_pieces_are_the_answers(
+    llama: LlamaForCausalLM, byte_tokenizer: PreTrainedTokenizerFast, strategy: Strategy
+) -> None:
+    prompts = ["One.", "Another one.", "x" * 40]
+    options: dict[str, Any] = {"strategy": strategy, "max_new_tokens": 30, **STRATEGIES[strategy]}
+    expected = generate(llama, byte_tokenizer, prompts, batch_size=8, seed=3, **options)
+    texts = ["", "", ""]
+    completions: dict[int, Completion] = {}
+    for piece in stream(llama, byte_tokenizer, prompts, seed=3, **options):
+        assert piece.row not in completions
+        texts[piece.row] += piece.text
+        if piece.completion is not None:
+            completions[piece.row] = piece.completion
+    assert [completions[row] for row in range(3)] == expected
+    assert texts == [each.text for each in expected]
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "Four.\n### End",
+        "Four.\n### End of it\n### End",
+        "Four.\n### Endpoints\nare here",
+        "# a\n## b\n### E c\n### End",
+        "  spaces  \n\n in between  \n### End\nmore",
+        "naïve €  ### End",
+        "",
+        "### End",
+        "#",
+    ],
+)
+def test_no_piece_shows_what_the_answer_does_not_hold(
+    byte_tokenizer: PreTrainedTokenizerFast, written: str
+) -> None:
+    ids = byte_tokenizer(written, add_special_tokens=False).input_ids
+    model = Scripted({"q": ids}, byte_tokenizer).eval()
+    options: dict[str, Any] = {"strategy": Strategy.greedy, "max_new_tokens": 60, "seed": 0}
+    pieces = list(stream(model, byte_tokenizer, ["q"], **options))
+    (expected,) = generate(model, byte_tokenizer, ["q"], batch_size=1, **options)
+    assert pieces[-1].completion == expected
+    assert "".join(piece.text for piece in pieces) == expected.text
+    assert len(expected.text) < 5 or len(pieces) > 3
+
+
+def test_a_row_that_is_no_longer_wanted_ends(
+    llama: LlamaForCausalLM, byte_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    options: dict[str, Any] = {"strategy": Strategy.greedy, "max_new_tokens": 30, "seed": 0}
+    prompts = ["One.", "Another one."]
+    (_, alone) = generate(llama, byte_tokenizer, prompts, batch_size=2, **options)
+    done: dict[int, Completion] = {}
+    for piece in stream(llama, byte_tokenizer, prompts, wanted=lambda row: row == 1, **options):
+        if piece.completion is not None:
+            done[piece.row] = piece.completion
+    assert done[0].tokens == 1
+    assert done[1] == alone
