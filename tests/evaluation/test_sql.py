@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from dollyllama.evaluation.sql import executes, grade, normalise
+from dollyllama.evaluation.sql import grade, normalise
+from dollyllama.evaluation.sqlite import executes
 
 CONTEXT = (
     "CREATE TABLE head (name VARCHAR, age INTEGER, dept_id VARCHAR); CREATE TABLE dept (id STRING)"
@@ -195,10 +196,10 @@ def test_a_text_of_a_gigabyte_is_not_made() -> None:
 
 
 def test_a_pattern_that_backtracks_for_ever_does_not() -> None:
-    text = "replace(hex(zeroblob(2000)), '00', 'aa')"
-    pattern = "%a" * 200 + "%b"
+    text = "replace(replace('xxxxxxxxxx', 'x', 'yyyyyyyyyyyyyyyyyyyy'), 'y', 'aa')"
+    pattern = "%a" * 60 + "%b"
     begun = time.process_time()
-    assert executes(f"SELECT {text} LIKE '{pattern}', {text} GLOB '{'*a' * 200}b'", CONTEXT)
+    assert executes(f"SELECT {text} LIKE '{pattern}', {text} GLOB '{'*a' * 60}b'", CONTEXT)
     assert time.process_time() - begun < 1
 
 
@@ -222,8 +223,11 @@ def test_a_schema_that_is_hostile_or_damaged_runs_nothing(
 
 
 def test_executing_is_scored_only_where_the_reference_executes() -> None:
-    assert grade("SELECT age FROM head", REFERENCE, CONTEXT) == {"exact": 0, "executes": 1}
-    assert grade("SELECT no FROM head", REFERENCE, CONTEXT) == {"exact": 0, "executes": 0}
+    same = "SELECT COUNT(1) FROM head WHERE name = 'De Wit' AND 56 < age"
+    assert grade(same, REFERENCE, CONTEXT) == {"exact": 0, "executes": 1, "execution": 1}
+    wrong = {"exact": 0, "executes": 1, "execution": 0}
+    assert grade("SELECT age FROM head", REFERENCE, CONTEXT) == wrong
+    assert grade("SELECT no FROM head", REFERENCE, CONTEXT) == {**wrong, "executes": 0}
     # Upstream: an answer that asks a column the schema lacks, a schema that SQLite does not take.
     assert grade("SELECT age FROM head", "SELECT no FROM head", CONTEXT) == {"exact": 0}
     numbered = "CREATE TABLE t (1880 VARCHAR)"
@@ -244,7 +248,8 @@ def test_real_references_are_exact_to_themselves_and_nearly_all_execute(shared: 
     scores = [grade(row["answer"], row["answer"], row["context"]) for row in rows]
     assert all(score["exact"] == 1 for score in scores)
     assert all(score.get("executes", 1) == 1 for score in scores)
-    assert sum("executes" in score for score in scores) > 0.9 * len(rows)
+    assert all(score.get("execution", 1) == 1 for score in scores)
+    assert sum("execution" in score for score in scores) > 0.9 * len(rows)
     # The next row's answer is another one, unless the two are equal as text.
     for row, other in pairwise(rows):
         same = row["answer"].lower() == other["answer"].lower()
