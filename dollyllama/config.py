@@ -137,6 +137,7 @@ class Batching(StrEnum):
 
 class Strategy(StrEnum):
     greedy = enum.auto()
+    temperature = enum.auto()
     nucleus = enum.auto()
     contrastive = enum.auto()
 
@@ -368,10 +369,11 @@ class Trainer:
 
 
 #: Strategies whose answers differ from draw to draw.
-DRAWS = frozenset({Strategy.nucleus})
+DRAWS = frozenset({Strategy.temperature, Strategy.nucleus})
 
 _DECODING_KEYS: dict[Strategy, set[str]] = {
     Strategy.greedy: set(),
+    Strategy.temperature: {"temperature"},
     Strategy.nucleus: {"temperature", "top_p"},
     Strategy.contrastive: {"alpha", "k"},
 }
@@ -383,6 +385,7 @@ class Decoding:
     max_new_tokens: int
     temperature: float | None
     top_p: float | None
+    repetition_penalty: float | None
     alpha: float | None
     k: int | None
 
@@ -401,6 +404,15 @@ class Decoding:
         )
         _in_range("decoding.temperature", self.temperature, 0, math.inf, open_low=True)
         _in_range("decoding.top_p", self.top_p, 0, 1, open_low=True)
+        _in_range(
+            "decoding.repetition_penalty", self.repetition_penalty, 1, math.inf, open_low=False
+        )
+        _require(
+            self.repetition_penalty is None or self.strategy is not Strategy.contrastive,
+            f"decoding.repetition_penalty={self.repetition_penalty} has no effect with "
+            f"decoding.strategy=contrastive, which has a penalty of its own: set "
+            f"decoding.repetition_penalty=null",
+        )
         _in_range("decoding.alpha", self.alpha, 0, 1, open_low=False)
         _in_range("decoding.k", self.k, 1, math.inf, open_low=False)
 
@@ -409,8 +421,8 @@ class Decoding:
 SCORES: dict[Grader, tuple[str, ...]] = {
     Grader.sql: ("execution", "exact", "executes"),
     Grader.maths: ("exact", "exact_strict"),
-    Grader.code: ("parses", "passes"),
-    Grader.text: ("rouge_l", "f1"),
+    Grader.code: ("parses",),
+    Grader.text: ("f1",),
 }
 
 
@@ -426,7 +438,6 @@ class Evaluation:
     loss_examples: int
     generate_examples: int
     answers: int
-    run_code: bool
     batch_size: int
     primary: str | None
 
@@ -443,10 +454,9 @@ class Evaluation:
             "effect: use evaluation=none",
         )
         _require(
-            self.generate_examples > 0 or (self.answers == 1 and not self.run_code),
-            f"evaluation.generate_examples=0 asks for no answers, so evaluation.answers="
-            f"{self.answers} and evaluation.run_code={self.run_code} have no effect: set "
-            f"evaluation.answers=1 evaluation.run_code=false",
+            self.generate_examples > 0 or self.answers == 1,
+            f"evaluation.answers={self.answers} has no effect with evaluation.generate_examples=0: "
+            f"set evaluation.answers=1",
         )
 
 

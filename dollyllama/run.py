@@ -215,7 +215,6 @@ def measure(
             loss_examples=evaluation.loss_examples,
             generate_examples=evaluation.generate_examples,
             answers=evaluation.answers,
-            run_code=evaluation.run_code,
             batch_size=evaluation.batch_size,
             seed=run_config.seed,
             progress=progress,

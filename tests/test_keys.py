@@ -160,9 +160,8 @@ def test_every_leaf_of_the_config_is_in_the_table() -> None:
     keys = schema_keys(config.Run)
     leaves = {key for key in keys if not any(other.startswith(f"{key}.") for other in keys)}
     named = {re.sub(r"\.sources\.sql\b", ".sources.*", key) for key in EFFECTS}
-    # Where a run goes on is launch.py's to decide: tests/test_launch.py. Code is run where rows
-    # come with tests: tests/evaluation/test_code.py.
-    assert named | {"resume", "evaluation.run_code"} == leaves
+    # Where a run goes on is launch.py's to decide: tests/test_launch.py.
+    assert named | {"resume"} == leaves
 
 
 # --- a place to work in -------------------------------------------------------------------------

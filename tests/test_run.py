@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from dollyllama.data.prepare import prepare
 from dollyllama.data.prompt import END_MARKER
 from dollyllama.evaluation.metric import Metric
 from dollyllama.files import read_json_lines
-from dollyllama.run import Result, Status, measure, restore, run
+from dollyllama.run import Result, Status, check_base, measure, restore, run
 from dollyllama.summary import next_commands, summary
 from dollyllama.tracking import Tracker
 from dollyllama.training.fit import Diverged
@@ -289,3 +290,20 @@ def test_real_rows_train_a_real_checkpoint(shared: Path, tmp_path: Path) -> None
     assert counts["rules"] == 4_295
     assert result.train is not None
     assert result.train.steps == 4
+
+
+def test_an_adapter_is_not_put_on_another_base(
+    finished: tuple[Path, Result], tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished[0], folder)
+    run_config = config.load(folder / "config.yaml")
+    check_base(run_config, folder)
+    origin = read(folder, "provenance.json")
+    origin["base_model"]["files"]["model.safetensors"]["sha256"] = "0" * 64
+    (folder / "provenance.json").write_text(json.dumps(origin), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"another base model .* model\.safetensors differs"):
+        restore(run_config, folder)
+    (folder / "provenance.json").write_text("{", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"provenance\.json is damaged"):
+        restore(run_config, folder)

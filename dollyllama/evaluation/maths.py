@@ -33,24 +33,16 @@ _MAX_DIGITS = 100
 def final_number(text: str) -> Fraction | None:
     """The number that a worked answer comes to, exactly; None when it has none.
 
-    Behind the last "####", "\\boxed{" or "answer is" it is the first number, or what a sum that
-    begins there comes to ("the answer is 3 + 4 = 7"). Without those it is what the last line's last
-    equation comes to ("200 x 5 = 1000 bags in 5 days"), and without an equation the last number of
-    the text: right for 7,041 of GSM8K's 7,111 worked answers (the last number alone: 6,920).
+    The stated one where there is one. Else it is what the last line's last equation comes to ("200
+    x 5 = 1000 bags in 5 days"), and without an equation the last number of the text: right for
+    7,041 of GSM8K's 7,111 worked answers (the last number alone: 6,920).
     Separators for thousands and signs of currency or percent do not count ("50 %" is 50, not 0.5);
     fractions and mixed numbers are read as such. Ordinals, numbers in words and digits within names
     are no numbers.
     """
+    if (stated := stated_number(text)) is not None:
+        return stated
     text = _LATEX_FRACTION.sub(r"\1/\2", text)
-    markers = list(_MARKER.finditer(text))
-    if markers:
-        rest = text[markers[-1].end() :]
-        begins = _SUM.match(rest)
-        assert begins is not None
-        if "=" in begins.group() and (numbers := _numbers(begins.group())):
-            return _value(numbers[-1])
-        if numbers := _numbers(rest):
-            return _value(numbers[0])
     equals, result = text.rstrip().rpartition("\n")[2].rpartition("=")[1:]
     if equals and (numbers := _numbers(result)):
         return _value(numbers[0])
@@ -58,15 +50,38 @@ def final_number(text: str) -> Fraction | None:
     return _value(numbers[-1]) if numbers else None
 
 
+def stated_number(text: str) -> Fraction | None:
+    """The number that an answer says is the answer; None when it says none.
+
+    Behind the last "####", "\\boxed{" or "answer is" it is the first number, or what a sum that
+    begins there comes to ("the answer is 3 + 4 = 7").
+    """
+    text = _LATEX_FRACTION.sub(r"\1/\2", text)
+    markers = list(_MARKER.finditer(text))
+    if not markers:
+        return None
+    rest = text[markers[-1].end() :]
+    begins = _SUM.match(rest)
+    assert begins is not None
+    if "=" in begins.group() and (numbers := _numbers(begins.group())):
+        return _value(numbers[-1])
+    numbers = _numbers(rest)
+    return _value(numbers[0]) if numbers else None
+
+
 def grade(completion: str, reference: str) -> dict[str, float]:
     """Score a worked answer: ``exact``, its final number equals the reference's.
 
-    Empty where the reference has no number: such a row cannot be scored.
+    ``exact_strict`` wants that number stated as the answer, which ``exact`` does not. Empty where
+    the reference has no number: such a row cannot be scored.
     """
     wanted = final_number(reference)
     if wanted is None:
         return {}
-    return {"exact": float(final_number(completion) == wanted)}
+    return {
+        "exact": float(final_number(completion) == wanted),
+        "exact_strict": float(stated_number(completion) == wanted),
+    }
 
 
 def _numbers(text: str) -> list[re.Match[str]]:

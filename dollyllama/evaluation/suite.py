@@ -12,23 +12,17 @@ from dollyllama.data.example import Example
 from dollyllama.data.prompt import format_prompt
 from dollyllama.data.tokens import EncodedExample
 from dollyllama.decoding.generate import Completion, StoppedBy, generate
-from dollyllama.evaluation import code, maths, sandbox, sql, text
+from dollyllama.evaluation import code, maths, sql, text
 from dollyllama.evaluation.loss import held_out_loss
 from dollyllama.evaluation.metric import Metric, mean_metric
 
-#: A completion's text, its example and whether code may be run -> named scores, without those that
-#: cannot be given.
-SCORERS: dict[Grader, Callable[[str, Example, bool], dict[str, float]]] = {
-    Grader.sql: lambda answer, example, _: sql.grade(answer, example.response, example.context),
-    Grader.maths: lambda answer, example, _: maths.grade(answer, example.response),
-    Grader.code: lambda answer, example, run: code.grade(
-        answer, example.response, example.context, execute=run
-    ),
-    Grader.text: lambda answer, example, _: text.grade(answer, example.response),
+#: A completion's text and its example -> named scores, without those that cannot be given.
+SCORERS: dict[Grader, Callable[[str, Example], dict[str, float]]] = {
+    Grader.sql: lambda answer, example: sql.grade(answer, example.response, example.context),
+    Grader.maths: lambda answer, example: maths.grade(answer, example.response),
+    Grader.code: lambda answer, example: code.grade(answer, example.response),
+    Grader.text: lambda answer, example: text.grade(answer, example.response),
 }
-
-#: pass@k is reported for these k, as far as there are so many answers to a question.
-_PASS_AT = (5, 10, 100)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +65,6 @@ def evaluate(
     loss_examples: int,
     generate_examples: int,
     answers: int,
-    run_code: bool,
     batch_size: int,
     seed: int,
     progress: Callable[[str, int, int], None] | None = None,
@@ -79,14 +72,9 @@ def evaluate(
     """Measure a model on held-out examples, source by source in the order of their names.
 
     graders: one for each source. loss_examples, generate_examples: how many of each source, 0 for
-    none; see ``select``. answers: how many are drawn to one question. run_code: whether answers
-    that come with tests are run, in a sandbox; ValueError where it cannot be had. progress: called
-    with "loss", "answers" or "grading", the number done and the total.
+    none; see ``select``. answers: how many are drawn to one question. progress: called with "loss",
+    "answers" or "grading", the number done and the total.
     """
-    if run_code and (missing := sandbox.available()):
-        raise ValueError(
-            f"evaluation.run_code=true wants a sandbox, and {missing}: set it to false"
-        )
 
     def report(what: str, total: int) -> Callable[[int], None] | None:
         return None if progress is None else lambda done: progress(what, done, total)
@@ -121,7 +109,7 @@ def evaluate(
     grading = report("grading", len(prompts))
     samples = []
     for example, prompt, completion in zip(examples, prompts, completions, strict=True):
-        samples.append(grade(example, prompt, completion, graders[example.source], run_code))
+        samples.append(grade(example, prompt, completion, graders[example.source]))
         if grading is not None:
             grading(len(samples))
     metrics = [*losses, *average(samples)]
@@ -144,7 +132,7 @@ def select(held_out: Sequence[EncodedExample], count: int) -> list[EncodedExampl
 
 
 def grade(
-    example: Example, prompt: str, completion: Completion, grader: Grader, run_code: bool
+    example: Example, prompt: str, completion: Completion, grader: Grader
 ) -> Sample:
     """Score one answer: by its source's grader, and by what can be said without a reference."""
     return Sample(
@@ -157,7 +145,7 @@ def grade(
         stopped_by=completion.stopped_by,
         tokens=completion.tokens,
         scores={
-            **SCORERS[grader](completion.text, example, run_code),
+            **SCORERS[grader](completion.text, example),
             "stops": float(completion.stopped_by is StoppedBy.end_marker),
             "tokens": float(completion.tokens),
             **text.fluency(completion.text),
@@ -169,20 +157,14 @@ def average(samples: Sequence[Sample]) -> list[Metric]:
     """Mean scores by source; ``stops`` is the share that wrote the end marker.
 
     A score's n counts the questions that have it: several answers to one question are not
-    independent, so their mean is one observation. From five answers a question on,
-    ``pass_<k>/<source>`` is the unbiased estimate of passing with k of them.
+    independent, so their mean is one observation.
     """
     collected: dict[str, dict[str, list[float]]] = {}
     for sample in samples:
         for name, score in sample.scores.items():
             questions = collected.setdefault(f"{name}/{sample.source}", {})
             questions.setdefault(sample.id, []).append(score)
-    metrics = []
-    for name, questions in collected.items():
-        metrics.append(mean_metric(name, [fsum(each) / len(each) for each in questions.values()]))
-        what, _, source = name.partition("/")
-        fewest = min(len(each) for each in questions.values())
-        for k in (each for each in _PASS_AT if what == "passes" and each <= fewest):
-            scores = [code.pass_at_k(len(each), int(sum(each)), k) for each in questions.values()]
-            metrics.append(mean_metric(f"pass_{k}/{source}", scores))
-    return metrics
+    return [
+        mean_metric(name, [fsum(each) / len(each) for each in questions.values()])
+        for name, questions in collected.items()
+    ]

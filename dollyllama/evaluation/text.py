@@ -1,4 +1,4 @@
-"""How many words an answer shares with the reference."""
+"""How many words an answer shares with the reference, and how much it repeats itself."""
 
 from __future__ import annotations
 
@@ -26,3 +26,28 @@ def grade(completion: str, reference: str) -> dict[str, float]:
         return {"f1": float(said == wanted)}
     shared = sum((Counter(said) & Counter(wanted)).values())
     return {"f1": 2 * shared / (len(said) + len(wanted))}
+
+
+def fluency(completion: str) -> dict[str, float]:
+    """Say without a reference how long an answer is and how much it repeats itself.
+
+    words: how many, cut at white space. distinct_n: the share of different n-grams among all of its
+    n-grams of words (Li et al. 2016, arXiv:1510.03055, section 5.2, of one answer); rep_n: one less
+    that; diversity: the product of 1 - rep_n over n = 2, 3, 4 (Su et al. 2022, arXiv:2202.06417,
+    section 4.2). Absent where the answer is too short to have n-grams.
+    """
+    cut = completion.lower().split()
+    distinct = {n: _distinct(cut, n) for n in (1, 2, 3, 4)}
+    scores = {"words": float(len(cut))}
+    scores |= {f"distinct_{n}": share for n in (1, 2) if (share := distinct[n]) is not None}
+    scores |= {f"rep_{n}": 1 - share for n in (2, 3, 4) if (share := distinct[n]) is not None}
+    if (last := distinct[4]) is not None:
+        assert distinct[2] is not None  # four words have pairs
+        assert distinct[3] is not None
+        scores["diversity"] = distinct[2] * distinct[3] * last
+    return scores
+
+
+def _distinct(cut: list[str], n: int) -> float | None:
+    grams = list(zip(*(cut[start:] for start in range(n)), strict=False))
+    return len(set(grams)) / len(grams) if grams else None

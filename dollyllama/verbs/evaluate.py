@@ -18,7 +18,6 @@ GRADERS: dict[RowFormat, Grader] = {
     RowFormat.grade_school_math: Grader.maths,
     RowFormat.gsm8k: Grader.maths,
     RowFormat.self_instruct_starcoder: Grader.code,
-    RowFormat.humaneval: Grader.code,
     RowFormat.alpaca: Grader.text,
     RowFormat.prompt_response: Grader.text,
     RowFormat.databricks_dolly: Grader.text,

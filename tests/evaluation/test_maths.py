@@ -130,7 +130,7 @@ def test_no_number_is_made_up(text: str) -> None:
 def test_a_completion_is_exact_when_its_final_number_is_the_references(
     completion: str, reference: str, exact: int
 ) -> None:
-    assert grade(completion, reference) == {"exact": exact}
+    assert grade(completion, reference)["exact"] == exact
 
 
 def test_a_reference_without_a_number_is_not_scored() -> None:
@@ -165,3 +165,25 @@ def test_the_worked_part_of_gsm8k_mostly_ends_with_the_number(shared: Path) -> N
         worked, stated = answer.rsplit("\n#### ", 1)
         agree += final_number(worked) == Fraction(stated.replace(",", ""))
     assert agree / len(answers) > 0.985
+
+
+@pytest.mark.parametrize(
+    ("completion", "strict"),
+    [
+        ("So #### 72", 1),
+        ("The answer is 72.", 1),
+        (r"It is \boxed{72}", 1),
+        ("The answer is 70 + 2 = 72", 1),
+        ("She has 72 apples.", 0),  # exact, and not stated as the answer
+        ("#### 71\nor 72", 0),
+        ("", 0),
+    ],
+)
+def test_strictly_the_answer_must_be_stated(completion: str, strict: int) -> None:
+    assert grade(completion, "#### 72")["exact_strict"] == strict
+
+
+def test_what_is_strictly_exact_is_exact() -> None:
+    for completion in ("72", "So #### 72", "answer: 72", "#### 71", "72 #### 7"):
+        scores = grade(completion, "It is 72")
+        assert scores["exact_strict"] <= scores["exact"]

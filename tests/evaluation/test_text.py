@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from dollyllama.evaluation.text import grade, words
+from dollyllama.evaluation.text import fluency, grade, words
 
 
 @pytest.mark.parametrize(
@@ -34,3 +34,39 @@ def test_f1_is_that_of_squad(completion: str, reference: str, f1: float) -> None
 
 def test_articles_are_words_not_letters() -> None:
     assert words("The theatre, an anthem & a banana") == ["theatre", "anthem", "banana"]
+
+
+def test_an_answer_that_does_not_repeat_itself_is_diverse() -> None:
+    scores = fluency("The cat sat on a mat")
+    assert scores == {
+        "words": 6.0,
+        "distinct_1": 1.0,
+        "distinct_2": 1.0,
+        "rep_2": 0.0,
+        "rep_3": 0.0,
+        "rep_4": 0.0,
+        "diversity": 1.0,
+    }
+
+
+def test_repetition_is_counted_by_hand() -> None:
+    # a b a b a b: pairs ab ba ab ba ab, triples aba bab aba bab, fours abab baba abab
+    scores = fluency("a b A b a b")
+    assert scores["distinct_1"] == pytest.approx(2 / 6)
+    assert scores["distinct_2"] == pytest.approx(2 / 5)
+    assert scores["rep_2"] == pytest.approx(3 / 5)
+    assert scores["rep_3"] == pytest.approx(2 / 4)
+    assert scores["rep_4"] == pytest.approx(1 / 3)
+    assert scores["diversity"] == pytest.approx((2 / 5) * (2 / 4) * (2 / 3))
+
+
+@pytest.mark.parametrize(
+    ("answer", "names"),
+    [
+        ("", {"words"}),
+        ("one", {"words", "distinct_1"}),
+        ("one two three", {"words", "distinct_1", "distinct_2", "rep_2", "rep_3"}),
+    ],
+)
+def test_what_an_answer_is_too_short_for_is_absent(answer: str, names: set[str]) -> None:
+    assert set(fluency(answer)) == names
