@@ -118,17 +118,19 @@ def read_self_instruct_starcoder(row: Row) -> Fields:
     return Fields(row["instruction"], row["output"])
 
 
-def read_sql_create_context(row: Row) -> Fields:
-    """question, context, answer, in the recipe's words.
+def sql_instruction(question: str, context: str) -> str:
+    """The recipe's words for a question about a schema.
 
-    ``CREATE TABLE`` is taken out of the schema and ``VARCHAR`` becomes ``STRING``; ``context``
-    keeps the schema that a database can run.
+    ``CREATE TABLE`` is taken out of the schema and ``VARCHAR`` becomes ``STRING``.
     """
-    schema = re.sub(r"\bCREATE TABLE\s+", "", row["context"])
+    schema = re.sub(r"\bCREATE TABLE\s+", "", context)
     schema = re.sub(r"\bVARCHAR\b", "STRING", schema).strip()
-    instruction = (
-        f"Generate SQL query: {row['question'].strip()}, given the following schema: {schema}"
-    )
+    return f"Generate SQL query: {question.strip()}, given the following schema: {schema}"
+
+
+def read_sql_create_context(row: Row) -> Fields:
+    """question, context, answer; ``context`` keeps the schema that a database can run."""
+    instruction = sql_instruction(row["question"], row["context"])
     return Fields(instruction, row["answer"], context=row["context"].strip())
 
 

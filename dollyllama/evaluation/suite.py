@@ -131,9 +131,7 @@ def select(held_out: Sequence[EncodedExample], count: int) -> list[EncodedExampl
     return [encoded for own in chosen.values() for encoded in own]
 
 
-def grade(
-    example: Example, prompt: str, completion: Completion, grader: Grader
-) -> Sample:
+def grade(example: Example, prompt: str, completion: Completion, grader: Grader) -> Sample:
     """Score one answer: by its source's grader, and by what can be said without a reference."""
     return Sample(
         source=example.source,

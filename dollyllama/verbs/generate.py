@@ -1,48 +1,103 @@
-"""``generate``: answers of a trained run."""
+"""``generate``: answers of a trained run, to one instruction, to a person, or to a file of them."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from dollyllama.verbs.parser import open_run, run_parser
 
+if TYPE_CHECKING:
+    from dollyllama.decoding.generate import Completion, Piece
 
-def main(arguments: Sequence[str]) -> None:
-    """answer an instruction with a trained run"""
+#: Tell what is wrong with some lines of an input whose others were answered.
+_SOME_LINES_FAILED = 1
+
+
+def main(arguments: Sequence[str]) -> int:
+    """answer an instruction with a trained run, a person at the terminal, or a JSON Lines file"""
     command = run_parser("generate", main.__doc__)
     command.add_argument("--instruction", help="what to answer; without it, asked for or read")
+    command.add_argument(
+        "--schema", help="CREATE TABLE statements: the instruction is a question, answered in SQL"
+    )
+    command.add_argument(
+        "--input",
+        type=Path,
+        help='JSON Lines: {"instruction": …} or {"question": …, "context": schema} a line',
+    )
+    command.add_argument(
+        "--output", type=Path, help="JSON Lines for --input; one that is half written is continued"
+    )
     given = command.parse_intermixed_args(arguments)
+    if (given.input is None) != (given.output is None):
+        raise ValueError("--input and --output go together")
+    if given.input is not None and (given.instruction or given.schema):
+        raise ValueError("--input brings its own instructions: leave out --instruction, --schema")
     run_config = open_run(given.run, given.overrides)
+    if given.input is not None:
+        return _answer_file(run_config, given.run, given.input, given.output)
     if given.instruction is None and not sys.stdin.isatty():
         given.instruction = sys.stdin.read().strip()
-    if given.instruction == "":
+    if given.instruction is not None and not given.instruction.strip():
         raise ValueError("the instruction is empty: give --instruction TEXT")
 
     from dollyllama.data.prompt import format_prompt
-    from dollyllama.decoding.generate import generate as generate_answers
+    from dollyllama.data.sources import sql_instruction
+    from dollyllama.decoding.generate import stream
     from dollyllama.run import restore
 
     model, tokenizer = restore(run_config, given.run)
 
-    def answer(instruction: str) -> None:
-        (completion,) = generate_answers(
+    def pieces(instruction: str) -> Iterator[Piece]:
+        if given.schema:
+            instruction = sql_instruction(instruction, given.schema)
+        return stream(
             model,
             tokenizer,
             [format_prompt(instruction)],
             **asdict(run_config.decoding),
-            batch_size=1,
             seed=run_config.seed,
         )
-        print(completion.text)
 
     if given.instruction is not None:
-        answer(given.instruction)
-        return
-    print("An empty line ends.", file=sys.stderr)
+        _show(pieces(given.instruction))
+    else:
+        _converse(pieces)
+    return 0
+
+
+def _show(pieces: Iterator[Piece]) -> None:
+    """Print an answer as it is written, and say so when its length cut it short."""
+    from dollyllama.decoding.generate import StoppedBy
+
+    completion: Completion | None = None
+    for piece in pieces:
+        print(piece.text, end="", flush=True)
+        completion = piece.completion
+    print()
+    if completion is not None and completion.stopped_by is StoppedBy.length:
+        print(
+            f"(cut off after {completion.tokens} tokens: decoding.max_new_tokens allows more)",
+            file=sys.stderr,
+        )
+
+
+def _converse(pieces: Callable[[str], Iterator[Piece]]) -> None:
+    """Answer line after line; each stands alone, as in training. Ctrl-C stops one answer."""
+    import readline  # noqa: F401 - gives input() its history and line editing
+
+    print("Each line is an instruction of its own. An empty one ends.", file=sys.stderr)
     while instruction := _ask("instruction> "):
-        answer(instruction)
+        try:
+            _show(pieces(instruction))
+        except KeyboardInterrupt:
+            print("\n(stopped)", file=sys.stderr)
+        except ValueError as error:  # a prompt that is too long, say: the next may not be
+            print(f"error: {error}", file=sys.stderr)
 
 
 def _ask(question: str) -> str:
@@ -51,3 +106,35 @@ def _ask(question: str) -> str:
         return input(question).strip()
     except EOFError:
         return ""
+
+
+def _answer_file(run_config: Any, run: Path, source: Path, output: Path) -> int:
+    from dollyllama.answers import answer_lines, read_requests, resume_at
+    from dollyllama.bars import stage_bar
+    from dollyllama.run import restore
+
+    requests = read_requests(source)
+    settings = {"run": run.name, "seed": run_config.seed, **asdict(run_config.decoding)}
+    done = resume_at(output, requests, settings)
+    if done < len(requests):
+        model, tokenizer = restore(run_config, run)
+        with stage_bar("answers") as progress:
+            answer_lines(
+                model,
+                tokenizer,
+                requests,
+                output,
+                start=done,
+                settings=settings,
+                decoding=asdict(run_config.decoding),
+                batch_size=run_config.evaluation.batch_size,
+                seed=run_config.seed,
+                progress=lambda count: progress("lines", count, len(requests)),
+            )
+    failed = [request for request in requests if request.error is not None]
+    for request in failed[:5]:
+        print(f"{source} line {request.line}: {request.error}", file=sys.stderr)
+    resumed = f", {done} of them before" if done else ""
+    answered = len(requests) - len(failed)
+    print(f"{output}: {answered} of {len(requests)} lines answered{resumed}", file=sys.stderr)
+    return _SOME_LINES_FAILED if failed else 0

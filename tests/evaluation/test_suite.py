@@ -86,7 +86,11 @@ def test_every_grader_has_a_scorer() -> None:
 
 @pytest.mark.parametrize("grader", Grader)
 def test_a_scorer_gives_the_reference_full_marks(grader: Grader) -> None:
-    answers = {Grader.sql: "SELECT name FROM head", Grader.maths: "The answer is 2.", Grader.code: "x = 1"}
+    answers = {
+        Grader.sql: "SELECT name FROM head",
+        Grader.maths: "The answer is 2.",
+        Grader.code: "x = 1",
+    }
     answer = answers.get(grader, "Two words.")
     example = Example("a", 0, "q", answer, SCHEMA, "q")
     scores = SCORERS[grader](answer, example)

@@ -7,23 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from dollyllama import launch
 from dollyllama.__main__ import main
 from dollyllama.files import read_json_lines
-from dollyllama.run import run
 
-SMALL = (
-    *("tracking=files", "device=cpu", "data.max_rows=32", "data.held_out=0.02", "trainer=smoke"),
-    *("trainer.max_steps=1", "evaluation=none", "decoding.max_new_tokens=8"),
-)
 MEASURED = ("evaluation=quick", "evaluation.loss_examples=2", "evaluation.generate_examples=2")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("runs") / "small"
-    run(launch.compose_run(list(SMALL)), folder)
-    return folder
 
 
 def write(path: Path, rows: list[dict[str, str]]) -> Path:
@@ -37,9 +24,9 @@ GSM8K = [
 
 
 def test_held_out_data_is_measured_and_kept(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    small_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["evaluate", str(folder), *MEASURED, "--output", str(tmp_path / "out")]) == 0
+    assert main(["evaluate", str(small_run), *MEASURED, "--output", str(tmp_path / "out")]) == 0
     text = capsys.readouterr().out
     record = json.loads((tmp_path / "out/metrics.json").read_text(encoding="utf-8"))
     names = {metric["name"] for metric in record["metrics"]}
@@ -49,18 +36,18 @@ def test_held_out_data_is_measured_and_kept(
     assert record["evaluation"]["generate_examples"] == 2
 
 
-def test_without_an_output_the_record_is_in_the_run_folder(folder: Path) -> None:
-    assert main(["evaluate", str(folder), "evaluation=loss_only"]) == 0
-    (made,) = (folder / "evaluations").iterdir()
+def test_without_an_output_the_record_is_in_the_run_folder(small_run: Path) -> None:
+    assert main(["evaluate", str(small_run), "evaluation=loss_only"]) == 0
+    (made,) = (small_run / "evaluations").iterdir()
     assert {path.name for path in made.iterdir()} == {"metrics.json", "samples.jsonl"}
 
 
 def test_a_file_is_graded_by_what_its_format_is_about(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    small_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = [*GSM8K, {"question": "And now?", "answer": ""}]
     file = write(tmp_path / "sums.jsonl", rows)
-    arguments = ["evaluate", str(folder), *MEASURED, "--file", str(file), "--format", "gsm8k"]
+    arguments = ["evaluate", str(small_run), *MEASURED, "--file", str(file), "--format", "gsm8k"]
     assert main([*arguments, "--output", str(tmp_path / "out")]) == 0
     text = capsys.readouterr().out
     assert "exact/sums" in text
@@ -84,7 +71,7 @@ def test_a_file_is_graded_by_what_its_format_is_about(
     ],
 )
 def test_what_cannot_be_measured_is_refused_in_one_line(
-    folder: Path,
+    small_run: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -93,7 +80,7 @@ def test_what_cannot_be_measured_is_refused_in_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "rows.jsonl", GSM8K)
-    assert main(["evaluate", str(folder), *arguments]) == 2
+    assert main(["evaluate", str(small_run), *arguments]) == 2
     error = capsys.readouterr().err
     assert said in error
     assert error.startswith("error: ")

@@ -1,0 +1,165 @@
+"""A file of instructions to a file of answers: JSON Lines in and out, in order, resumable.
+
+Each output line carries its input's fields and ``completion``, ``tokens`` and ``stopped_by``, or
+``error`` where the line could not be asked. So line n of the output belongs to the n-th line of the
+input that is not blank, also where that line is damaged. The settings that the answers were made
+with lie beside the output, in ``<output>.settings.json``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dollyllama.data.prompt import format_prompt
+from dollyllama.data.sources import sql_instruction
+from dollyllama.data.tokens import encode_prompts
+from dollyllama.decoding.generate import generate
+from dollyllama.files import write_json
+
+#: So many batches are answered at once: within them, prompts of like length go together.
+_WINDOW_BATCHES = 8
+
+
+@dataclass(slots=True)
+class Request:
+    """One line of the input. fields: what it holds. error: why it cannot be asked, else None."""
+
+    line: int
+    fields: dict[str, Any]
+    instruction: str
+    error: str | None = None
+
+
+def read_requests(path: Path) -> list[Request]:
+    """Read every line that is not blank; a damaged one becomes a request with an error.
+
+    Lines end at line feeds alone: U+2028 inside a string is no line break.
+    """
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        raise ValueError(f"--input {path} is not there") from None
+    return [_read(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+
+
+def _read(number: int, line: bytes) -> Request:
+    try:
+        fields = json.loads(line.decode("utf-8"))
+    except ValueError as error:
+        return Request(number, {}, "", f"it is no JSON ({error})")
+    if not isinstance(fields, dict):
+        return Request(number, {}, "", "it is no JSON object")
+    wanted = ("question", "context") if "question" in fields else ("instruction",)
+    for name in wanted:
+        value = fields.get(name)
+        if not isinstance(value, str) or not value.strip():
+            what = "is empty" if isinstance(value, str) else "is missing or no text"
+            return Request(number, fields, "", f"{name} {what}")
+    if "question" in fields:
+        return Request(number, fields, sql_instruction(fields["question"], fields["context"]))
+    return Request(number, fields, fields["instruction"])
+
+
+def resume_at(output: Path, requests: Sequence[Request], settings: dict[str, Any]) -> int:
+    """How many requests ``output`` has answered already; a half-written last line is cut off.
+
+    ValueError when it was made with other settings or from another input.
+    """
+    if not output.exists():
+        return 0
+    kept = _settings_file(output)
+    if not kept.is_file() or json.loads(kept.read_text(encoding="utf-8")) != settings:
+        raise ValueError(
+            f"{output} exists and was not made by this run with this decoding: name another "
+            f"--output, or remove it"
+        )
+    content = output.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    lines = whole.split(b"\n")[:-1]
+    if len(lines) > len(requests):
+        raise ValueError(f"{output} has more lines than the input: it belongs to another one")
+    for number, (line, request) in enumerate(zip(lines, requests, strict=False), start=1):
+        try:
+            fields = json.loads(line)
+        except ValueError:
+            raise ValueError(f"{output} is damaged in line {number}: remove it") from None
+        if any(fields.get(name) != value for name, value in request.fields.items()):
+            raise ValueError(
+                f"{output} line {number} does not belong to line {request.line} of the input: name "
+                f"another --output, or remove it"
+            )
+        request.error = fields.get("error")
+    if whole != content:
+        with output.open("r+b") as file:
+            file.truncate(len(whole))
+    return len(lines)
+
+
+def answer_lines(
+    model: Any,
+    tokenizer: Any,
+    requests: Sequence[Request],
+    output: Path,
+    *,
+    start: int,
+    settings: dict[str, Any],
+    decoding: dict[str, Any],
+    batch_size: int,
+    seed: int,
+    progress: Callable[[int], None],
+) -> None:
+    """Append the answers to ``requests[start:]`` to ``output``, window by window.
+
+    Draws depend on the seed and the window alone, and windows begin at the same lines whenever the
+    work was stopped. A prompt without room for an answer gets an error. progress: called with the
+    number of lines done.
+    """
+    write_json(_settings_file(output), settings)
+    size = batch_size * _WINDOW_BATCHES
+    for begin in range(start // size * size, len(requests), size):
+        window = requests[begin : begin + size]
+        _check_lengths(model, tokenizer, window)
+        good = [request for request in window if request.error is None]
+        completions = iter(
+            generate(
+                model,
+                tokenizer,
+                [format_prompt(request.instruction) for request in good],
+                **decoding,
+                batch_size=batch_size,
+                seed=seed + begin,
+            )
+        )
+        lines = []
+        for request in window:
+            if request.error is None:
+                done = next(completions)
+                outcome = {
+                    "completion": done.text,
+                    "tokens": done.tokens,
+                    "stopped_by": done.stopped_by,
+                }
+            else:
+                outcome = {"error": request.error}
+            lines.append(json.dumps({**request.fields, **outcome}, ensure_ascii=False) + "\n")
+        with output.open("a", encoding="utf-8", newline="\n") as file:
+            file.writelines(lines[max(start - begin, 0) :])
+        progress(begin + len(window))
+
+
+def _check_lengths(model: Any, tokenizer: Any, window: Sequence[Request]) -> None:
+    positions = model.config.max_position_embeddings
+    good = [request for request in window if request.error is None]
+    prompts = [format_prompt(request.instruction) for request in good]
+    encoded = encode_prompts(prompts, tokenizer) if prompts else []
+    for request, ids in zip(good, encoded, strict=True):
+        if len(ids) >= positions:
+            request.error = f"its prompt has {len(ids)} tokens and the model {positions} positions"
+
+
+def _settings_file(output: Path) -> Path:
+    return output.with_name(f"{output.name}.settings.json")

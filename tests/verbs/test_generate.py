@@ -1,0 +1,140 @@
+"""``generate``: one answer, and a file of them that survives damage and a stop in the middle."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dollyllama import answers
+from dollyllama.__main__ import main
+from dollyllama.config import RowFormat
+from dollyllama.data.sources import FORMATS, sql_instruction
+
+GOOD: list[dict[str, Any]] = [
+    {"instruction": "Name a bird.", "id": 7},
+    {"instruction": "Two\u2028lines."},
+    {"question": "How many?", "context": "CREATE TABLE head (age VARCHAR)"},
+]
+
+
+def write_input(path: Path, *lines: str) -> Path:
+    rows = [json.dumps(row, ensure_ascii=False) for row in GOOD]
+    path.write_text("\n".join([rows[0], *lines, *rows[1:]]) + "\n", encoding="utf-8")
+    return path
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
+
+
+def generate(run: Path, source: Path, output: Path, *overrides: str) -> int:
+    arguments = ["--input", str(source), "--output", str(output)]
+    return main(["generate", str(run), *overrides, *arguments])
+
+
+def test_an_instruction_is_answered(small_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", str(small_run), "--instruction", "Say hello."]) == 0
+    said = capsys.readouterr()
+    assert said.out.strip()
+    assert "cut off after 8 tokens" in said.err
+
+
+def test_a_question_with_a_schema_is_asked_as_in_training() -> None:
+    row = {"question": " Who? ", "context": "CREATE TABLE a (b VARCHAR)", "answer": "SELECT b"}
+    fields = FORMATS[RowFormat.sql_create_context].read(row)
+    assert fields.instruction == sql_instruction(row["question"], row["context"])
+    assert fields.instruction.endswith("Who?, given the following schema: a (b STRING)")
+
+
+def test_a_file_is_answered_in_order_with_its_fields(small_run: Path, tmp_path: Path) -> None:
+    source = write_input(tmp_path / "in.jsonl")
+    assert generate(small_run, source, tmp_path / "out.jsonl") == 0
+    rows = read(tmp_path / "out.jsonl")
+    assert [
+        {name: row[name] for name in want} for row, want in zip(rows, GOOD, strict=True)
+    ] == GOOD
+    assert all(row["tokens"] == 8 and row["stopped_by"] == "length" for row in rows)
+
+
+def test_damaged_lines_are_named_and_the_others_answered(
+    small_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = [
+        "{",
+        "[1]",
+        '{"instruction": " "}',
+        '{"text": 1}',
+        f'{{"instruction": "{"a b " * 900}"}}',
+    ]
+    source = write_input(tmp_path / "in.jsonl", *bad)
+    assert generate(small_run, source, tmp_path / "out.jsonl") == 1
+    said = capsys.readouterr().err
+    assert f"{source} line 2: it is no JSON" in said
+    assert "3 of 8 lines answered" in said
+    rows = read(tmp_path / "out.jsonl")
+    assert ["error" in row for row in rows] == [False, *[True] * 5, False, False]
+    assert "positions" in rows[5]["error"]
+
+
+def test_a_half_written_output_is_continued_to_the_same_answers(
+    small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answers, "_WINDOW_BATCHES", 1)
+    drawn = ("decoding=nucleus", "decoding.max_new_tokens=8", "evaluation=loss_only")
+    drawn = (*drawn, "evaluation.batch_size=2")
+    source = write_input(tmp_path / "in.jsonl", "{")
+    output = tmp_path / "out.jsonl"
+    assert generate(small_run, source, output, *drawn) == 1
+    whole = output.read_bytes()
+    for kept in (0, 5, whole.index(b"\n") + 1, len(whole) - 1, len(whole)):
+        output.write_bytes(whole[:kept])
+        assert generate(small_run, source, output, *drawn) == 1
+        assert output.read_bytes() == whole
+
+
+@pytest.mark.parametrize("change", ["decoding", "input", "foreign"])
+def test_an_output_of_something_else_is_left_alone(
+    small_run: Path, tmp_path: Path, change: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, output = write_input(tmp_path / "in.jsonl"), tmp_path / "out.jsonl"
+    if change == "foreign":
+        output.write_text("mine\n", encoding="utf-8")
+    else:
+        assert generate(small_run, source, output) == 0
+    before = output.read_bytes()
+    overrides = ["decoding.max_new_tokens=4"] if change == "decoding" else []
+    if change == "input":
+        source.write_text('{"instruction": "Other."}\n' * 3, encoding="utf-8")
+    capsys.readouterr()
+    assert generate(small_run, source, output, *overrides) == 2
+    assert "name another --output" in capsys.readouterr().err
+    assert output.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--input", "absent.jsonl", "--output", "out.jsonl"], "absent.jsonl is not there"),
+        (["--input", "absent.jsonl"], "go together"),
+        (["--instruction", " "], "instruction is empty"),
+        (["--instruction", "a", "decoding=gready"], "did you mean decoding=greedy?"),
+        (["--instruction", "a", "decoding=contrastive", "decoding.repetition_penalty=2"], "has no"),
+        (["--instruction", "word " * 3000], "shorten it"),
+    ],
+)
+def test_what_cannot_be_answered_is_refused_in_one_line(
+    small_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    said: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["generate", str(small_run), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert len(error.splitlines()) == 1
