@@ -64,6 +64,8 @@ def main() -> None:
     parser.add_argument("--databases", type=int, default=300, help="random ones for each reference")
     parser.add_argument("--missed", type=Path, help="where to write what the grader got wrong")
     options = parser.parse_args()
+    if not options.data.is_file():
+        parser.error(f"there is no {options.data}; name sql_create_context.jsonl.gz with --data")
     tally = Tally()
     for row in tqdm(sample(options.data, options.rows), desc="references", disable=None):
         try_row(row, tally, options.databases)

@@ -9,7 +9,7 @@ from difflib import get_close_matches
 
 from dollyllama import launch
 from dollyllama.explain import one_line
-from dollyllama.verbs import evaluate, generate, prepare, show
+from dollyllama.verbs import evaluate, generate, merge, prepare, show
 
 #: A verb gets the rest of the command line and returns an exit status, or None for 0. The first
 #: line of its docstring is its help.
@@ -18,6 +18,7 @@ VERBS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "show": show.main,
     "evaluate": evaluate.main,
     "generate": generate.main,
+    "merge": merge.main,
 }
 
 

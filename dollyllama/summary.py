@@ -83,6 +83,7 @@ def next_commands(folder: Path, status: str) -> list[str]:
         return [
             f"evaluate:  python -m dollyllama evaluate {run}",
             f"generate:  python -m dollyllama generate {run} --instruction TEXT",
+            f"merge:     python -m dollyllama merge {run} --output DIR",
             f"look at:   python -m dollyllama show {run}",
         ]
     if status == "diverged":

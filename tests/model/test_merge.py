@@ -1,0 +1,164 @@
+"""A merged model, loaded with plain transformers, computes what the adapter did on its base."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from bitsandbytes.functional import dequantize_4bit
+from transformers import AutoModelForCausalLM
+
+from dollyllama.config import Dtype, LoraVariant
+from dollyllama.model import merge
+from dollyllama.model.adapter import attach_adapter, save_adapter
+from dollyllama.model.merge import Base, requantise, write_merged
+from dollyllama.model.shards import list_tensors, plan_shards, read_tensor
+from tests.model.build import load, quantization, some_ids
+
+
+def train(path: Path, folder: Path, tokenizer: Any, method: str, variant: str, target: str) -> Any:
+    """A saved adapter whose weights are no longer those of a fresh one, and its model."""
+    model = attach_adapter(
+        load(path, tokenizer, method, dtype="float32"),
+        r=4,
+        alpha=8.0,
+        dropout=0.0,
+        variant=LoraVariant(variant),
+        targets=target.split(),
+        seed=0,
+    )
+    torch.manual_seed(1)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+        if "magnitude" in name:
+            parameter.data *= 1.0 + 0.2 * torch.rand_like(parameter)
+    save_adapter(model, tokenizer, folder)
+    return model.eval()
+
+
+def write(
+    path: Path, adapter: Path, output: Path, tokenizer: Any, method: str, **more: Any
+) -> None:
+    settings: dict[str, Any] = {
+        "base": Base.quantised,
+        "base_dtype": Dtype.float32,
+        "dtype": Dtype.float32,
+        "max_shard_bytes": 100_000,
+    }
+    write_merged(
+        path,
+        adapter,
+        output,
+        tokenizer=tokenizer,
+        quantization=quantization(method),
+        **(settings | more),
+    )
+
+
+@pytest.mark.parametrize(
+    ("base", "method", "variant", "target"),
+    [
+        ("untied", "none", "lora", "all-linear"),
+        ("untied", "none", "rslora", "all-linear"),
+        ("untied", "none", "dora", "all-linear"),
+        ("untied", "none", "lora", "lm_head q_proj"),
+        ("untied", "nf4", "lora", "q_proj"),
+        ("untied", "nf4", "dora", "all-linear"),
+        ("untied", "fp4", "lora", "all-linear"),
+        ("tied", "none", "lora", "all-linear"),
+        ("tied", "nf4", "lora", "all-linear"),
+    ],
+)
+def test_the_merged_model_gives_the_logits_of_the_adapter(
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    tokenizer: Any,
+    base: str,
+    method: str,
+    variant: str,
+    target: str,
+) -> None:
+    path = request.getfixturevalue(base)
+    model = train(path, tmp_path / "adapter", tokenizer, method, variant, target)
+    write(path, tmp_path / "adapter", tmp_path / "merged", tokenizer, method)
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    assert merged.dtype == torch.float32
+    assert merged.config.vocab_size == len(tokenizer)  # with the added pad token
+    assert merged.generation_config.eos_token_id == tokenizer.eos_token_id
+    with torch.no_grad():
+        with model.disable_adapter():
+            before = model(some_ids()).logits
+        expected, got = model(some_ids()).logits, merged(some_ids()).logits
+    assert (expected - before).abs().max() > 0.1
+    # The 4-bit layers of the adapter's model compute in bfloat16.
+    torch.testing.assert_close(got, expected, rtol=0, atol=5e-2 if method != "none" else 1e-4)
+    assert len(list((tmp_path / "merged").glob("model-*.safetensors"))) > 1
+    names = {each.name for each in list_tensors(tmp_path / "merged")}
+    assert ("lm_head.weight" in names) is (base == "untied")
+
+
+@pytest.mark.parametrize("method", ["nf4", "fp4"])
+@pytest.mark.parametrize("double", [True, False])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_requantised_weights_are_those_of_the_loaded_base_bit_for_bit(
+    untied: Path, tokenizer: Any, method: str, double: bool, dtype: str
+) -> None:
+    model = load(untied, tokenizer, method, dtype=dtype, double=double)
+    stored = {each.name: each for each in list_tensors(untied)}
+    for name, parameter in model.named_parameters():
+        if type(parameter).__name__ == "Params4bit":
+            expected = dequantize_4bit(parameter.data, parameter.quant_state)
+            weight = read_tensor(stored[name]).to(getattr(torch, dtype))
+            assert torch.equal(requantise(weight, quantization(method, double=double)), expected)
+
+
+def test_int8_weights_are_those_of_the_loaded_base(untied: Path, tokenizer: Any) -> None:
+    model = load(untied, tokenizer, "int8", dtype="float32")
+    weight = model.model.layers[0].mlp.up_proj.weight
+    stored = {each.name: each for each in list_tensors(untied)}
+    got = requantise(read_tensor(stored["model.layers.0.mlp.up_proj.weight"]), quantization("int8"))
+    torch.testing.assert_close(got, weight.CB.float() * weight.SCB[:, None] / 127)
+
+
+def test_the_original_weights_are_not_what_a_4_bit_adapter_saw(
+    untied: Path, tmp_path: Path, tokenizer: Any
+) -> None:
+    model = train(untied, tmp_path / "adapter", tokenizer, "nf4", "lora", "all-linear")
+    write(untied, tmp_path / "adapter", tmp_path / "merged", tokenizer, "nf4", base=Base.original)
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    with torch.no_grad():
+        assert (merged(some_ids()).logits - model(some_ids()).logits).abs().max() > 5e-2
+
+
+def test_shards_hold_at_most_what_was_asked_or_one_tensor() -> None:
+    assert plan_shards([3, 3, 9, 1, 4], 6) == [[0, 1], [2], [3, 4]]
+
+
+def test_a_merge_that_stops_half_way_has_no_config(
+    untied: Path, tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(untied, tmp_path / "adapter", tokenizer, "none", "lora", "all-linear")
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(merge, "add", stop)
+    with pytest.raises(KeyboardInterrupt):
+        write(untied, tmp_path / "adapter", tmp_path / "merged", tokenizer, "none")
+    assert not (tmp_path / "merged/config.json").exists()
+
+
+def test_a_pissa_adapter_is_refused_by_name(untied: Path, tmp_path: Path, tokenizer: Any) -> None:
+    train(untied, tmp_path / "adapter", tokenizer, "none", "pissa", "q_proj")
+    with pytest.raises(ValueError, match="lora=pissa"):
+        write(untied, tmp_path / "adapter", tmp_path / "merged", tokenizer, "none")
+
+
+def test_a_corrupt_adapter_is_refused(untied: Path, tmp_path: Path, tokenizer: Any) -> None:
+    train(untied, tmp_path / "adapter", tokenizer, "none", "lora", "q_proj")
+    (tmp_path / "adapter/adapter_model.safetensors").write_bytes(b"no tensors")
+    with pytest.raises(ValueError, match="cannot be read"):
+        write(untied, tmp_path / "adapter", tmp_path / "merged", tokenizer, "none")
