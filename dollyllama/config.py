@@ -89,6 +89,7 @@ class RowFormat(StrEnum):
     gsm8k = enum.auto()
     self_instruct_starcoder = enum.auto()
     messages = enum.auto()
+    humaneval = enum.auto()
 
 
 class Grader(StrEnum):
@@ -422,7 +423,7 @@ SCORES: dict[Grader, tuple[str, ...]] = {
     Grader.sql: ("execution", "exact", "executes"),
     Grader.maths: ("exact", "exact_strict"),
     Grader.code: ("parses",),
-    Grader.text: ("f1",),
+    Grader.text: ("f1", "rouge_l"),
 }
 
 

@@ -161,6 +161,21 @@ def read_messages(row: Row) -> Fields:
     return Fields(instruction, spoken[1][1], repairs=repairs)
 
 
+def read_humaneval(row: Row) -> Fields:
+    """prompt, canonical_solution, test, entry_point: a function to complete, and its tests.
+
+    Chen et al. 2021, arXiv:2107.03374, section 2.2. ``context`` is what the tests are run with, as
+    a JSON object of prompt, test and entry_point.
+    """
+    prompt = row["prompt"]
+    context = {key: row[key] for key in ("prompt", "test", "entry_point")}
+    return Fields(
+        f"Complete the following Python function. Write the whole function.\n{prompt}",
+        prompt + row["canonical_solution"],
+        context=json.dumps(context),
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Format:
     """A row reader and its columns: each of ``columns`` is a group of names, exactly one present.
@@ -201,6 +216,9 @@ FORMATS: dict[RowFormat, Format] = {
         read_self_instruct_starcoder, (("instruction",), ("output",))
     ),
     RowFormat.messages: Format(read_messages, (("messages", "conversations"),), value=list),
+    RowFormat.humaneval: Format(
+        read_humaneval, (("prompt",), ("canonical_solution",), ("test",), ("entry_point",))
+    ),
 }
 
 

@@ -1,10 +1,16 @@
-"""Whether an answer that should be Python is Python. Nothing is run."""
+"""Whether an answer that should be Python is Python, and, where asked for, passes its tests."""
 
 from __future__ import annotations
 
 import ast
+import json
+import math
 import re
+import textwrap
 import warnings
+from dataclasses import dataclass
+
+from dollyllama.evaluation.sandbox import Outcome, Status, run_program
 
 _FENCED = re.compile(r"```[^\n`]*\n(.*?)(?:```|\Z)", re.DOTALL)
 
@@ -15,15 +21,18 @@ def is_python(text: str) -> bool:
     A lone word or number parses too; code is what has a statement or a call.
     """
     fenced = _FENCED.search(text)
-    code = fenced.group(1) if fenced else text
+    tree = _parse(fenced.group(1) if fenced else text)
+    return tree is not None and any(_does_something(statement) for statement in tree.body)
+
+
+def _parse(code: str) -> ast.Module | None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # an odd escape in the answer is not ours
-            tree = ast.parse(code)
+            return ast.parse(code)
     # ValueError: a null character; the others: expressions nested too deeply.
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return False
-    return any(_does_something(statement) for statement in tree.body)
+        return None
 
 
 def _does_something(statement: ast.stmt) -> bool:
@@ -33,6 +42,111 @@ def _does_something(statement: ast.stmt) -> bool:
     return not (isinstance(statement, ast.AnnAssign) and statement.value is None)
 
 
-def grade(completion: str, reference: str) -> dict[str, float]:
-    """Score an answer: ``parses``, where the reference is Python itself; else nothing."""
-    return {"parses": float(is_python(completion))} if is_python(reference) else {}
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A function to complete, as HumanEval states one (Chen et al. 2021, arXiv:2107.03374).
+
+    prompt: its imports and helpers, its head and docstring. test: code with ``check(candidate)``.
+    entry_point: its name.
+    """
+
+    prompt: str
+    test: str
+    entry_point: str
+
+
+def read_problem(context: str) -> Problem | None:
+    """The problem that an example's context holds (``data.sources.read_humaneval``), or None."""
+    return Problem(**json.loads(context)) if context else None
+
+
+def run_tests(completion: str, problem: Problem, *, seconds: float = 10) -> Outcome:
+    """Run an answer to a problem against its tests, in the sandbox.
+
+    Runs code that a model wrote: see ``sandbox`` for what that can do. What ``program`` cannot
+    make one of fails without being run. seconds: of wall time.
+    ValueError where the sandbox cannot be had.
+    """
+    parts = program(completion, problem)
+    if parts is None:
+        return Outcome(Status.failed, "the answer neither is nor completes the function")
+    test = f"{problem.test}\ncheck({problem.entry_point})\n"
+    return run_program(*parts, test, seconds=seconds)
+
+
+def program(completion: str, problem: Problem) -> tuple[str, ...] | None:
+    """The program that an answer makes of a problem, in parts that follow each other, or None.
+
+    The answer is the last fenced block that holds the function, or the first block, or all of the
+    text. A whole function follows the prompt, whose imports and helpers it may use. Anything else
+    continues the prompt's function; its first line may have lost its indentation, or all lines
+    theirs. None where it fits in no way.
+    """
+    head = f"{problem.prompt.rstrip()}\n"
+    # With its docstring it is a function; a head alone needs a body to be one.
+    stub = head if _parse(head) else f"{head}    pass\n"
+    blocks = _FENCED.findall(completion) or [completion]
+    whole = [block for block in blocks if _defines(block, problem.entry_point)]
+    if whole:
+        return stub, whole[-1]
+    body = blocks[0].strip("\n")
+    forms = [head + form for form in (body, f"    {body.lstrip()}", textwrap.indent(body, "    "))]
+    escaped = [(_escaped(form, stub), form) for form in forms]
+    fitting = [(number, form) for number, form in escaped if number is not None]
+    # The first of those from which the least escapes.
+    return (min(fitting, key=lambda pair: pair[0])[1],) if fitting else None
+
+
+def _defines(code: str, name: str) -> bool:
+    tree = _parse(code)
+    return tree is not None and any(
+        isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef) and statement.name == name
+        for statement in tree.body
+    )
+
+
+def _escaped(completed: str, stub: str) -> int | None:
+    """How many statements stand behind the last function of ``stub``, once it is completed.
+
+    None where the text does not parse, or adds nothing to that function that does something.
+    """
+    before, after = _parse(stub), _parse(completed)
+    if before is None or after is None or len(after.body) < len(before.body):
+        return None
+    old, new = before.body[-1], after.body[len(before.body) - 1]
+    known = {ast.dump(statement) for statement in getattr(old, "body", ())}
+    added = (each for each in getattr(new, "body", ()) if ast.dump(each) not in known)
+    if not any(_does_something(statement) for statement in added):
+        return None
+    return len(after.body) - len(before.body)
+
+
+def pass_at_k(n: int, c: int, k: int) -> float:
+    """The chance that at least one of k answers passes, unbiased, when c of n drawn ones did.
+
+    1 - C(n - c, k) / C(n, k): Chen et al. 2021, arXiv:2107.03374, eq. 1; in whole numbers, so that
+    nothing is lost. ValueError unless 0 <= c <= n and 1 <= k <= n.
+    """
+    if not (0 <= c <= n and 1 <= k <= n):
+        raise ValueError(f"pass@{k} needs at least {k} answers and c of 0 to n, not n={n}, c={c}")
+    every = math.comb(n, k)
+    return (every - math.comb(n - c, k)) / every
+
+
+def grade(
+    completion: str, reference: str, context: str = "", *, execute: bool = False
+) -> dict[str, float]:
+    """Score an answer: ``parses``, where the reference is Python itself; else nothing.
+
+    ``passes``, where ``execute`` asks for it and ``context`` holds tests: the answer is run against
+    them in the sandbox (ValueError where that cannot be had). An answer that completes a given
+    function parses when the two together do.
+    """
+    problem = read_problem(context)
+    scores = {}
+    if is_python(reference):
+        completes = problem is not None and program(completion, problem) is not None
+        scores["parses"] = float(completes or is_python(completion))
+    if execute and problem is not None:
+        scores["passes"] = float(run_tests(completion, problem).status is Status.passed)
+    return scores

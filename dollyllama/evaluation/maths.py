@@ -14,7 +14,8 @@ _NUMBER = re.compile(
     (?:(?<![)\]%])(?P<minus>[-−]))? # in "10-5", "(2)-5" and "10 - 5" it subtracts
     (?:[$€£](?P<inner>[-−])?)?
     (?: (?P<whole>[0-9]+)[ ](?P<over>[0-9]+)/(?P<under>[0-9]+)(?![0-9.,/]*[0-9])   # 1 1/2
-      | (?P<value>{_DECIMAL}) (?:\s?/\s?[$€£]?(?P<divisor>{_DECIMAL}))?
+      | (?P<value>{_DECIMAL}) (?: (?:[eE](?P<power>[+-]?[0-9]{{1,2}})(?!\w))
+                             | \s?/\s?[$€£]?(?P<divisor>{_DECIMAL}) )?
     )
     (?!(?:st|nd|rd|th)\b)
     """,
@@ -35,14 +36,15 @@ def final_number(text: str) -> Fraction | None:
 
     The stated one where there is one. Else it is what the last line's last equation comes to ("200
     x 5 = 1000 bags in 5 days"), and without an equation the last number of the text: right for
-    7,041 of GSM8K's 7,111 worked answers (the last number alone: 6,920).
+    7,042 of GSM8K's 7,111 worked answers (the last number alone: 6,922).
     Separators for thousands and signs of currency or percent do not count ("50 %" is 50, not 0.5);
-    fractions and mixed numbers are read as such. Ordinals, numbers in words and digits within names
-    are no numbers.
+    fractions, mixed numbers, 1.5e3 and LaTeX's 1{,}234 are read as such. A comma parts thousands
+    and a point decimals, as in all the sources: "1.000,50" is not understood. Ordinals, numbers in
+    words and digits within names are no numbers.
     """
     if (stated := stated_number(text)) is not None:
         return stated
-    text = _LATEX_FRACTION.sub(r"\1/\2", text)
+    text = _plain(text)
     equals, result = text.rstrip().rpartition("\n")[2].rpartition("=")[1:]
     if equals and (numbers := _numbers(result)):
         return _value(numbers[0])
@@ -56,7 +58,7 @@ def stated_number(text: str) -> Fraction | None:
     Behind the last "####", "\\boxed{" or "answer is" it is the first number, or what a sum that
     begins there comes to ("the answer is 3 + 4 = 7").
     """
-    text = _LATEX_FRACTION.sub(r"\1/\2", text)
+    text = _plain(text)
     markers = list(_MARKER.finditer(text))
     if not markers:
         return None
@@ -84,6 +86,11 @@ def grade(completion: str, reference: str) -> dict[str, float]:
     }
 
 
+def _plain(text: str) -> str:
+    """The text without LaTeX's way of writing fractions and thousands."""
+    return _LATEX_FRACTION.sub(r"\1/\2", text.replace("{,}", ","))
+
+
 def _numbers(text: str) -> list[re.Match[str]]:
     return list(_NUMBER.finditer(text))
 
@@ -96,6 +103,7 @@ def _value(number: re.Match[str]) -> Fraction | None:
     if number["whole"] is None:
         value = Fraction(number["value"].replace(",", ""))
         divisor = Fraction((number["divisor"] or "1").replace(",", ""))
+        value *= Fraction(10) ** int(number["power"] or 0)
         return sign * value / divisor if divisor else None
     over, under = int(number["over"]), int(number["under"])
     if under == 0:

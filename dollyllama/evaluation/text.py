@@ -6,8 +6,11 @@ import re
 import string
 from collections import Counter
 
+from rapidfuzz.distance import LCSseq
+
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
+_ROUGE_WORD = re.compile(r"[^\W_]+")
 
 
 def words(text: str) -> list[str]:
@@ -16,16 +19,26 @@ def words(text: str) -> list[str]:
 
 
 def grade(completion: str, reference: str) -> dict[str, float]:
-    """Score a free answer: ``f1``, the harmonic mean of precision and recall over words.
+    """Score a free answer by the words that it shares with the reference.
 
-    As in SQuAD's evaluation script: Rajpurkar et al. 2016, arXiv:1606.05250, section 6.1; words
-    count as often as they occur. It rewards saying the same in the same words, nothing deeper.
+    f1: the harmonic mean of precision and recall over words, in any order; as in SQuAD's evaluation
+    script: Rajpurkar et al. 2016, arXiv:1606.05250, section 6.1; words count as often as they
+    occur. rouge_l: the same over the longest common subsequence, so that order counts (Lin 2004,
+    ROUGE, section 3.1, with equal weights, without stemming). They reward saying the same in the
+    same words, nothing deeper. An empty answer scores 0; where the reference has no words,
+    ``rouge_l`` is absent and ``f1`` asks for none.
     """
     said, wanted = words(completion), words(reference)
     if not said or not wanted:
-        return {"f1": float(said == wanted)}
-    shared = sum((Counter(said) & Counter(wanted)).values())
-    return {"f1": 2 * shared / (len(said) + len(wanted))}
+        scores = {"f1": float(said == wanted)}
+    else:
+        shared = sum((Counter(said) & Counter(wanted)).values())
+        scores = {"f1": 2 * shared / (len(said) + len(wanted))}
+    # ROUGE cuts otherwise: at whatever is neither letter nor digit, articles kept.
+    said, wanted = _ROUGE_WORD.findall(completion.lower()), _ROUGE_WORD.findall(reference.lower())
+    if wanted:
+        scores["rouge_l"] = 2 * LCSseq.similarity(said, wanted) / (len(said) + len(wanted))
+    return scores
 
 
 def fluency(completion: str) -> dict[str, float]:

@@ -22,6 +22,7 @@ GRADERS: dict[RowFormat, Grader] = {
     RowFormat.prompt_response: Grader.text,
     RowFormat.databricks_dolly: Grader.text,
     RowFormat.messages: Grader.text,
+    RowFormat.humaneval: Grader.code,
 }
 
 

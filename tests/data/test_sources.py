@@ -91,6 +91,23 @@ def test_doubtful_sql_is_read_as_upstream_has_it(row: dict[str, Any]) -> None:
     assert (example.context, example.response, repairs) == (row["context"], row["answer"], ())
 
 
+def test_a_humaneval_row_keeps_what_its_tests_need() -> None:
+    row = {
+        "task_id": "HumanEval/0",
+        "prompt": 'def one() -> int:\n    """One."""\n',
+        "canonical_solution": "    return 1\n",
+        "test": "def check(candidate):\n    assert candidate() == 1\n",
+        "entry_point": "one",
+    }
+    example, _ = read(row, RowFormat.humaneval)
+    assert example.instruction.startswith("Complete the following Python function.")
+    assert example.instruction.endswith(row["prompt"])
+    assert example.response == 'def one() -> int:\n    """One."""\n    return 1\n'
+    assert json.loads(example.context) == {
+        key: row[key] for key in ("prompt", "test", "entry_point")
+    }
+
+
 def test_alpaca_input_goes_below_the_instruction() -> None:
     row = {"instruction": "Sort.", "input": "[2, 1]", "output": "[1, 2]"}
     example, repairs = read(row, RowFormat.alpaca)

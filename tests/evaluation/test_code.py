@@ -2,11 +2,25 @@ from __future__ import annotations
 
 import gzip
 import json
+import textwrap
+from fractions import Fraction
+from itertools import combinations
 from pathlib import Path
 
 import pytest
 
-from dollyllama.evaluation.code import grade, is_python
+from dollyllama.config import RowFormat
+from dollyllama.data.sources import FORMATS
+from dollyllama.evaluation.code import (
+    Problem,
+    grade,
+    is_python,
+    pass_at_k,
+    program,
+    read_problem,
+    run_tests,
+)
+from dollyllama.evaluation.sandbox import Status, available
 
 PYTHON = [
     "print('hi')",
@@ -89,3 +103,134 @@ def test_the_solutions_of_humaneval_are_python(shared: Path) -> None:
         solution = problem["prompt"] + problem["canonical_solution"]
         assert is_python(solution)
         assert not is_python(solution + "\n)")
+
+
+needs_sandbox = pytest.mark.skipif(available() is not None, reason=str(available()))
+
+HALVES = Problem(
+    prompt=(
+        "from typing import List\n\n\ndef half(x: int) -> int:\n    return x // 2\n\n\n"
+        'def halves(xs: List[int]) -> List[int]:\n    """Halve each.\n    """\n'
+    ),
+    test="def check(candidate):\n    assert candidate([4, 6]) == [2, 3]\n",
+    entry_point="halves",
+)
+BODY = "    out = []\n    for x in xs:\n        out.append(half(x))\n    return out\n"
+WHOLE = "def halves(xs: List[int]) -> List[int]:\n" + BODY
+
+RIGHT = {
+    "whole": WHOLE,
+    "whole with its helper": HALVES.prompt + BODY,
+    "body": BODY,
+    "body behind an empty line": "\n" + BODY,
+    "body stripped": BODY.strip(),
+    "body outdented": textwrap.dedent(BODY),
+    "body of one line": "return [half(x) for x in xs]",
+    "body and more": BODY + "\nprint(halves([2]))\n",
+    "fenced": f"Here it is:\n```python\n{WHOLE}```\nIt halves.",
+    "fenced body": f"```\n{BODY}```",
+    "fence not closed": f"```python\n{WHOLE}",
+    "the block with the function": f"```\npip install it\n```\nthen\n```python\n{WHOLE}```",
+    "the last of two": f"```python\n{WHOLE.replace('half(x)', 'x')}```\nBetter:\n```\n{WHOLE}```",
+    "docstring quoted otherwise": WHOLE.replace(":\n", ":\n    '''Halve.'''\n", 1),
+    "guarded lines": WHOLE + "\nif __name__ == '__main__':\n    raise SystemExit\n",
+    "imports of its own": f"from __future__ import annotations\nimport math\n{WHOLE}",
+}
+WRONG = {
+    "nothing": "",
+    "words": "It halves each number.",
+    "empty body": "    pass",
+    "None": "    return None",
+    "another name": WHOLE.replace("halves", "halve"),
+    "wrong": WHOLE.replace("half(x)", "x"),
+    "not Python": "def halves(xs)\n    return xs",
+    "words around it": f"Here it is:\n{WHOLE}\nIt halves.",
+    "a check of its own": "    return None\n\ndef check(candidate):\n    pass\n",
+    "tests swallowed": "    return None\n\ntests = '''",
+    "exit": "    import sys\n    sys.exit(0)",
+    "exit at once": f"import os\nos._exit(0)\n{WHOLE}",
+    "words of success": "    print('passed')",
+    "AssertionError of its own": f"class AssertionError(Exception):\n    pass\n{BODY[:-4]}",
+}
+
+
+@needs_sandbox
+@pytest.mark.parametrize("name", RIGHT)
+def test_a_right_answer_passes_in_whatever_form_it_comes(name: str) -> None:
+    assert run_tests(RIGHT[name], HALVES).status is Status.passed
+
+
+@needs_sandbox
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_answer_does_not_pass(name: str) -> None:
+    assert run_tests(WRONG[name], HALVES).status is not Status.passed
+
+
+def test_what_answers_nothing_is_not_run() -> None:
+    assert program("It halves each number.", HALVES) is None
+    assert program("", HALVES) is None
+
+
+def test_an_answer_continues_the_prompt_where_it_is_no_whole_function() -> None:
+    assert program(BODY.strip(), HALVES) == (HALVES.prompt + BODY.rstrip(),)
+    assert program(WHOLE, HALVES) == (HALVES.prompt, WHOLE)
+
+
+@needs_sandbox
+def test_a_head_without_docstring_can_be_completed() -> None:
+    bare = Problem("def one():", "def check(f):\n    assert f() == 1", "one")
+    for answer in ("def one():\n    return 1", "    return 1", "return 1"):
+        assert run_tests(answer, bare).status is Status.passed
+
+
+@needs_sandbox
+def test_passes_is_scored_only_where_asked_for_and_where_there_are_tests() -> None:
+    context = json.dumps({"prompt": HALVES.prompt, "test": HALVES.test, "entry_point": "halves"})
+    assert read_problem(context) == HALVES
+    assert grade(WHOLE, WHOLE, context) == {"parses": 1}
+    assert grade(WHOLE, WHOLE, context, execute=True) == {"parses": 1, "passes": 1}
+    assert grade("    return xs", WHOLE, context, execute=True) == {"parses": 1, "passes": 0}
+    assert grade("return 1 +", WHOLE, context, execute=True) == {"parses": 0, "passes": 0}
+    assert grade(WHOLE, WHOLE, execute=True) == {"parses": 1}
+    for nothing in ("", "Paris", "# halves", "It halves."):
+        assert grade(nothing, WHOLE, context, execute=True) == {"parses": 0, "passes": 0}
+    late = RIGHT["the block with the function"]
+    assert grade(late, WHOLE, context, execute=True) == {"parses": 1, "passes": 1}
+
+
+@pytest.mark.parametrize("n", range(1, 7))
+def test_pass_at_k_is_the_share_of_draws_with_a_passing_answer(n: int) -> None:
+    for c in range(n + 1):
+        for k in range(1, n + 1):
+            draws = list(combinations(range(n), k))
+            passing = sum(any(each < c for each in draw) for draw in draws)
+            assert pass_at_k(n, c, k) == passing / len(draws)
+
+
+def test_pass_at_k_loses_nothing_where_numbers_are_large_or_small() -> None:
+    assert pass_at_k(10**6, 1, 1) == 1e-6
+    assert pass_at_k(10**5, 1, 10) == float(Fraction(10, 10**5))
+    assert pass_at_k(1000, 500, 300) == 1.0
+
+
+@pytest.mark.parametrize(("n", "c", "k"), [(1, 2, 1), (1, -1, 1), (2, 1, 3), (2, 1, 0)])
+def test_pass_at_k_refuses_what_cannot_be(n: int, c: int, k: int) -> None:
+    with pytest.raises(ValueError, match=f"pass@{k}"):
+        pass_at_k(n, c, k)
+
+
+@needs_sandbox
+def test_a_part_of_humaneval_passes_by_its_solutions_and_by_nothing_else(shared: Path) -> None:
+    """All of it: ``python -m benchmarks.code_grader``."""
+    with gzip.open(shared / "data/eval/humaneval.jsonl.gz", "rt", encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file]
+    for row in rows[::16]:
+        fields = FORMATS[RowFormat.humaneval].read(row)
+        right = grade(fields.response, fields.response, fields.context, execute=True)
+        assert right == {"parses": 1, "passes": 1}
+        stripped = grade(
+            row["canonical_solution"].strip(), fields.response, fields.context, execute=True
+        )
+        assert stripped == {"parses": 1, "passes": 1}
+        emptied = grade(row["prompt"] + "    pass", fields.response, fields.context, execute=True)
+        assert emptied == {"parses": 1, "passes": 0}

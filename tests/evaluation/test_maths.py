@@ -79,6 +79,14 @@ from dollyllama.evaluation.maths import final_number, grade
         ("-0", "0"),
         ("12:30", "30"),
         ("9" * 100, "9" * 100),
+        ("5 dollars", "5"),
+        ("12€", "12"),
+        ("\\\\$1,234.50", "1234.5"),
+        (r"\boxed{1{,}234}", "1234"),
+        ("1.5e3", "1500"),
+        ("It weighs 2.5E-4 kg", "1/4000"),
+        ("5e", "5"),
+        ("1.000,50", "50"),  # not understood: all sources write 1,000.50
     ],
 )
 def test_the_final_number_is_found(text: str, number: str) -> None:

@@ -32,6 +32,32 @@ def test_f1_is_that_of_squad(completion: str, reference: str, f1: float) -> None
     assert grade(reference, completion)["f1"] == pytest.approx(f1)
 
 
+@pytest.mark.parametrize(
+    ("completion", "reference", "rouge_l"),
+    [  # values of rouge-score 0.1.2, without stemming
+        ("The cat sat on the mat.", "the cat is on a mat", 2 / 3),
+        ("yes yes yes", "yes", 0.5),
+        ("fish eat cats", "cats eat fish", 1 / 3),
+        ("don't", "dont", 0.0),
+        ("a_b", "a b", 1.0),
+        ("in Paris", "Paris", 2 / 3),
+        ("It's 3,000.5 km", "It is 3000 km", 0.4),
+        ("", "Paris", 0.0),
+        # Here it would cut at what is no ASCII letter, and does not.
+        ("Äpfel und Birnen", "äpfel", 0.5),
+    ],
+)
+def test_rouge_l_is_that_of_its_usual_script(
+    completion: str, reference: str, rouge_l: float
+) -> None:
+    assert grade(completion, reference)["rouge_l"] == pytest.approx(rouge_l)
+
+
+@pytest.mark.parametrize("reference", ["", " \n", "…!"])
+def test_a_reference_without_words_has_no_rouge_l(reference: str) -> None:
+    assert "rouge_l" not in grade("Paris", reference)
+
+
 def test_articles_are_words_not_letters() -> None:
     assert words("The theatre, an anthem & a banana") == ["theatre", "anthem", "banana"]
 
