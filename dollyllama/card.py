@@ -142,7 +142,10 @@ def config_rows(config: dict[str, Any]) -> list[tuple[str, str]]:
             "decoding",
             _join(
                 decoding["strategy"],
-                *(_labelled(key, decoding[key]) for key in ("temperature", "top_p", "alpha", "k")),
+                *(
+                    _labelled(key, decoding[key])
+                    for key in ("temperature", "top_p", "repetition_penalty", "alpha", "k")
+                ),
                 f"at most {decoding['max_new_tokens']} tokens",
             ),
         ),

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from huggingface_hub import ModelCard
 
-from dollyllama.card import base_name, markdown_table, model_card
+from dollyllama.card import base_name, config_rows, markdown_table, model_card
 from dollyllama.data.prompt import format_prompt
 from tests import run_record
 
@@ -124,3 +124,8 @@ def test_a_metric_without_a_value_is_left_blank() -> None:
 
 def test_a_cell_cannot_break_the_table() -> None:
     assert markdown_table(("a",), [("x|y\nz",)]) == "| a |\n| --- |\n| x\\|y z |"
+
+
+def test_the_repetition_penalty_is_told() -> None:
+    rows = dict(config_rows(run_record.config("decoding=repetition_penalty")))
+    assert "1.2" in rows["decoding"]
