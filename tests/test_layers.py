@@ -26,6 +26,7 @@ LAYERS = [
         "model",
         "plots",
         "answers",
+        "serving",
     ],
     ["embedded.pretrain", "preflight", "summary", "training.optimizers", "training.loss"],
     ["training"],
