@@ -40,7 +40,7 @@ def main(arguments: Sequence[str]) -> int:
     api_key = _api_key(given.api_key_env)
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if missing:
-        raise ValueError(f"serve needs {', '.join(missing)}: pip install 'dollyllama[serve]'")
+        raise ValueError(f"serve needs {', '.join(missing)}: pip install -e '.[serve]'")
 
     from dollyllama.serving.guard import is_loopback
     from dollyllama.serving.server import Server, bind

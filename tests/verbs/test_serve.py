@@ -116,7 +116,7 @@ def test_without_the_extra_it_is_said_how_to_get_it(
     )
     assert main(["serve", str(small_run)]) == 2
     error = capsys.readouterr().err
-    assert error == "error: serve needs uvicorn: pip install 'dollyllama[serve]'\n"
+    assert error == "error: serve needs uvicorn: pip install -e '.[serve]'\n"
 
 
 def test_a_merged_model_has_no_training_to_override(
