@@ -24,9 +24,16 @@ from dollyllama.files import write_json
 _WINDOW_BATCHES = 8
 
 
+#: What an answer adds to a line; an input that has one of these cannot be told from an answer.
+_ANSWER_FIELDS = ("completion", "tokens", "stopped_by", "error")
+
+
 @dataclass(slots=True)
 class Request:
-    """One line of the input. fields: what it holds. error: why it cannot be asked, else None."""
+    """One line of the input.
+
+    fields: what the output line repeats of it. error: why it cannot be asked, else None.
+    """
 
     line: int
     fields: dict[str, Any]
@@ -49,10 +56,18 @@ def read_requests(path: Path) -> list[Request]:
 def _read(number: int, line: bytes) -> Request:
     try:
         fields = json.loads(line.decode("utf-8"))
+        json.dumps(fields, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        return Request(number, {}, "", "it holds half a surrogate pair, which is no text")
     except ValueError as error:
         return Request(number, {}, "", f"it is no JSON ({error})")
+    except RecursionError:
+        return Request(number, {}, "", "it is nested too deeply")
     if not isinstance(fields, dict):
         return Request(number, {}, "", "it is no JSON object")
+    if taken := [name for name in _ANSWER_FIELDS if name in fields]:
+        kept = {name: value for name, value in fields.items() if name not in _ANSWER_FIELDS}
+        return Request(number, kept, "", f"the field {taken[0]} is an answer's: rename it")
     wanted = ("question", "context") if "question" in fields else ("instruction",)
     for name in wanted:
         value = fields.get(name)
@@ -72,7 +87,7 @@ def resume_at(output: Path, requests: Sequence[Request], settings: dict[str, Any
     if not output.exists():
         return 0
     kept = _settings_file(output)
-    if not kept.is_file() or json.loads(kept.read_text(encoding="utf-8")) != settings:
+    if not kept.is_file() or _read_settings(kept) != settings:
         raise ValueError(
             f"{output} exists and was not made by this run with this decoding: name another "
             f"--output, or remove it"
@@ -86,7 +101,9 @@ def resume_at(output: Path, requests: Sequence[Request], settings: dict[str, Any
         try:
             fields = json.loads(line)
         except ValueError:
-            raise ValueError(f"{output} is damaged in line {number}: remove it") from None
+            fields = None
+        if not isinstance(fields, dict):
+            raise ValueError(f"{output} is damaged in line {number}: remove it")
         if any(fields.get(name) != value for name, value in request.fields.items()):
             raise ValueError(
                 f"{output} line {number} does not belong to line {request.line} of the input: name "
@@ -115,8 +132,8 @@ def answer_lines(
     """Append the answers to ``requests[start:]`` to ``output``, window by window.
 
     Draws depend on the seed and the window alone, and windows begin at the same lines whenever the
-    work was stopped. A prompt without room for an answer gets an error. progress: called with the
-    number of lines done.
+    work was stopped, if ``settings`` holds all that decides: ``batch_size`` too. A prompt without
+    room for an answer gets an error. progress: called with the number of lines done.
     """
     write_json(_settings_file(output), settings)
     size = batch_size * _WINDOW_BATCHES
@@ -159,6 +176,13 @@ def _check_lengths(model: Any, tokenizer: Any, window: Sequence[Request]) -> Non
     for request, ids in zip(good, encoded, strict=True):
         if len(ids) >= positions:
             request.error = f"its prompt has {len(ids)} tokens and the model {positions} positions"
+
+
+def _read_settings(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}): remove it and its output") from None
 
 
 def _settings_file(output: Path) -> Path:

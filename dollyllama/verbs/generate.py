@@ -27,7 +27,8 @@ def main(arguments: Sequence[str]) -> int:
     command.add_argument(
         "--input",
         type=Path,
-        help='JSON Lines: {"instruction": …} or {"question": …, "context": schema} a line',
+        help='JSON Lines: {"instruction": …} or {"question": …, "context": schema} a line; '
+        "the exit status is 1 when some lines could not be asked",
     )
     command.add_argument(
         "--output", type=Path, help="JSON Lines for --input; one that is half written is continued"
@@ -37,6 +38,8 @@ def main(arguments: Sequence[str]) -> int:
         raise ValueError("--input and --output go together")
     if given.input is not None and (given.instruction or given.schema):
         raise ValueError("--input brings its own instructions: leave out --instruction, --schema")
+    if given.schema is not None and not given.schema.strip():
+        raise ValueError("--schema is empty: give CREATE TABLE statements, or leave it out")
     run_config = open_run(given.run, given.overrides)
     if given.input is not None:
         return _answer_file(run_config, given.run, given.input, given.output)
@@ -111,10 +114,19 @@ def _ask(question: str) -> str:
 def _answer_file(run_config: Any, run: Path, source: Path, output: Path) -> int:
     from dollyllama.answers import answer_lines, read_requests, resume_at
     from dollyllama.bars import stage_bar
+    from dollyllama.files import digest
     from dollyllama.run import restore
 
     requests = read_requests(source)
-    settings = {"run": run.name, "seed": run_config.seed, **asdict(run_config.decoding)}
+    weights = run / "adapter" / "adapter_model.safetensors"
+    if not weights.is_file():
+        raise ValueError(f"{run} has no adapter yet: python train.py resume={run} goes on")
+    settings = {
+        "adapter": digest(weights),
+        "seed": run_config.seed,
+        "batch_size": run_config.evaluation.batch_size,
+        **asdict(run_config.decoding),
+    }
     done = resume_at(output, requests, settings)
     if done < len(requests):
         model, tokenizer = restore(run_config, run)

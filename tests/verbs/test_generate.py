@@ -69,14 +69,20 @@ def test_damaged_lines_are_named_and_the_others_answered(
         '{"text": 1}',
         f'{{"instruction": "{"a b " * 900}"}}',
     ]
+    bad += ['{"instruction": "\\ud800"}', "[" * 100_000, '{"instruction": "a", "error": "mine"}']
     source = write_input(tmp_path / "in.jsonl", *bad)
     assert generate(small_run, source, tmp_path / "out.jsonl") == 1
     said = capsys.readouterr().err
     assert f"{source} line 2: it is no JSON" in said
-    assert "3 of 8 lines answered" in said
+    assert "3 of 11 lines answered" in said
     rows = read(tmp_path / "out.jsonl")
-    assert ["error" in row for row in rows] == [False, *[True] * 5, False, False]
+    assert ["error" in row for row in rows] == [False, *[True] * 8, False, False]
     assert "positions" in rows[5]["error"]
+    assert "surrogate" in rows[6]["error"]
+    assert rows[8] == {"instruction": "a", "error": "the field error is an answer's: rename it"}
+    # Once more: nothing to do, and the same lines are named.
+    assert generate(small_run, source, tmp_path / "out.jsonl") == 1
+    assert read(tmp_path / "out.jsonl") == rows
 
 
 def test_a_half_written_output_is_continued_to_the_same_answers(
@@ -95,7 +101,20 @@ def test_a_half_written_output_is_continued_to_the_same_answers(
         assert output.read_bytes() == whole
 
 
-@pytest.mark.parametrize("change", ["decoding", "input", "foreign"])
+@pytest.mark.parametrize("damage", ["output", "settings"])
+def test_a_damaged_output_is_named(
+    small_run: Path, tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, output = write_input(tmp_path / "in.jsonl"), tmp_path / "out.jsonl"
+    assert generate(small_run, source, output) == 0
+    file = output if damage == "output" else tmp_path / "out.jsonl.settings.json"
+    file.write_text("1\n" if damage == "output" else "{", encoding="utf-8")
+    capsys.readouterr()
+    assert generate(small_run, source, output) == 2
+    assert f"{file} is damaged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("change", ["decoding", "batch", "input", "foreign"])
 def test_an_output_of_something_else_is_left_alone(
     small_run: Path, tmp_path: Path, change: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -105,7 +124,11 @@ def test_an_output_of_something_else_is_left_alone(
     else:
         assert generate(small_run, source, output) == 0
     before = output.read_bytes()
-    overrides = ["decoding.max_new_tokens=4"] if change == "decoding" else []
+    changed = {
+        "decoding": ["decoding.max_new_tokens=4"],
+        "batch": ["evaluation=loss_only", "evaluation.batch_size=2"],
+    }
+    overrides = changed.get(change, [])
     if change == "input":
         source.write_text('{"instruction": "Other."}\n' * 3, encoding="utf-8")
     capsys.readouterr()
@@ -120,6 +143,7 @@ def test_an_output_of_something_else_is_left_alone(
         (["--input", "absent.jsonl", "--output", "out.jsonl"], "absent.jsonl is not there"),
         (["--input", "absent.jsonl"], "go together"),
         (["--instruction", " "], "instruction is empty"),
+        (["--instruction", "a", "--schema", ""], "--schema is empty"),
         (["--instruction", "a", "decoding=gready"], "did you mean decoding=greedy?"),
         (["--instruction", "a", "decoding=contrastive", "decoding.repetition_penalty=2"], "has no"),
         (["--instruction", "word " * 3000], "shorten it"),
