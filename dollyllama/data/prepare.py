@@ -81,7 +81,7 @@ def prepare(
     ValueError when a source cannot be read, EmptySide when a side of the split is empty.
     """
     report = progress or (lambda stage, done, total: None)
-    places = {name: _place(name, source, data.root) for name, source in _sorted(data)}
+    places = {name: place_of(source, name=name, root=data.root) for name, source in _sorted(data)}
     digests = {name: digest_place(place) for name, place in places.items()}
     rows: dict[str, list[Row]] = {}
     for name, place in places.items():
@@ -123,7 +123,8 @@ def _sorted(data: Data) -> list[tuple[str, Source]]:
     return sorted(data.sources.items())
 
 
-def _place(name: str, source: Source, root: str | None) -> Place:
+def place_of(source: Source, *, name: str, root: str | None) -> Place:
+    """Where a source's rows are. ValueError when a local place was named and holds nothing."""
     return locate(
         name=name,
         path=source.path,
@@ -132,6 +133,30 @@ def _place(name: str, source: Source, root: str | None) -> Place:
         split=source.split,
         root=root,
     )
+
+
+def clean_rows(
+    rows: list[Row], source: Source, *, name: str, location: str
+) -> tuple[list[Example], list[Rejected], Counter[str]]:
+    """Read and clean a source's rows: examples, what cannot be one, and repairs by kind.
+
+    ValueError when the columns are not those of the source's format.
+    """
+    check_columns(rows, name=name, location=location, row_format=source.format)
+    examples: list[Example] = []
+    rejected: list[Rejected] = []
+    repairs: Counter[str] = Counter()
+    for number, row in enumerate(rows):
+        read = read_example(row, name=name, number=number, row_format=source.format)
+        if not isinstance(read, Rejected):
+            read = clean(*read, group_by=source.group_by)
+        if isinstance(read, Rejected):
+            rejected.append(read)
+            continue
+        example, done = read
+        examples.append(example)
+        repairs.update(done)
+    return examples, rejected, repairs
 
 
 def _prepare(
@@ -146,25 +171,17 @@ def _prepare(
     report: Progress,
 ) -> PreparedData:
     counts: dict[str, dict[str, int]] = {}
-    repairs: Counter[tuple[str, str]] = Counter()
+    repairs: dict[str, Counter[str]] = {}
     rejected: list[Rejected] = []
     examples: list[Example] = []
     for number, (name, source) in enumerate(_sorted(data)):
         report("cleaning", number, len(data.sources))
-        check_columns(rows[name], name=name, location=places[name].name, row_format=source.format)
-        cleaned: list[Example] = []
-        for row_number, row in enumerate(rows[name]):
-            read = read_example(row, name=name, number=row_number, row_format=source.format)
-            if not isinstance(read, Rejected):
-                read = clean(*read, group_by=source.group_by)
-            if isinstance(read, Rejected):
-                rejected.append(read)
-                continue
-            example, done = read
-            cleaned.append(example)
-            repairs.update((name, kind) for kind in done)
+        cleaned, unreadable, repaired = clean_rows(
+            rows[name], source, name=name, location=places[name].name
+        )
+        repairs[name] = repaired
         kept, refused = apply_rules(cleaned, source.rules)
-        rejected += refused
+        rejected += [*unreadable, *refused]
         examples += kept
         counts[name] = {"read": len(rows[name]), "cleaned": len(cleaned), "rules": len(kept)}
 
@@ -231,7 +248,7 @@ def _prepare(
                 place=places[name],
                 digests=digests[name],
                 rows=counts[name],
-                repairs={kind: n for (of, kind), n in sorted(repairs.items()) if of == name},
+                repairs=dict(sorted(repairs[name].items())),
                 rejected=[each for each in rejected if each.source == name],
                 mix=mix,
                 name=name,

@@ -22,11 +22,10 @@ def compare_table(
     after: Sequence[Metric],
     *,
     primary: str | None = None,
-    head: tuple[str, str] = ("before", "after"),
 ) -> str:
     """Metrics before and after training side by side; only ``after`` when there is no before.
 
-    primary: the metric that decides, which goes first. head: what the two columns are called.
+    primary: the metric that decides, which goes first.
 
     Shares are shown in percent. A change is "better" or "worse" when it exceeds 1.96 standard
     errors of the difference, taken as if the two were measured on different examples: where answers
@@ -41,7 +40,7 @@ def compare_table(
         titles = ["", "value", "n"]
         rows = [[name, _value(later[name]), str(later[name].n)] for name in names]
     else:
-        titles = ["", *head, "change", "", "n"]
+        titles = ["", "before", "after", "change", "", "n"]
         rows = [_row(name, earlier.get(name), later.get(name)) for name in names]
     widths = [max(len(row[column]) for row in [titles, *rows]) for column in range(len(titles))]
     verdict = 4

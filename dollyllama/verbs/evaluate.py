@@ -117,34 +117,17 @@ def _about_file(run_config: Run, file: Path, row_format: RowFormat, grader: Grad
 
 def _read_file(data: Data, tokenizer: Any) -> tuple[list[Any], list[Rejected]]:
     """Encode every row of the only source; the second list holds what cannot be asked."""
-    from dollyllama.data.clean import clean
-    from dollyllama.data.sources import check_columns, locate, read_example, read_rows
+    from dollyllama.data.prepare import clean_rows, place_of
+    from dollyllama.data.sources import read_rows
     from dollyllama.data.tokens import encode_all
 
     ((name, source),) = data.sources.items()
-    place = locate(
-        name=name,
-        path=source.path,
-        file=source.file,
-        revision=None,
-        split=source.split,
-        root=None,
-    )
+    place = place_of(source, name=name, root=data.root)
     rows = read_rows(place, name=name, split=source.split)
     try:
-        check_columns(rows, name=name, location=place.name, row_format=source.format)
+        examples, rejected, _ = clean_rows(rows, source, name=name, location=place.name)
     except ValueError as error:
         raise ValueError(str(error).replace(f"data.sources.{name}.format=", "--format ")) from None
-    examples = []
-    rejected: list[Rejected] = []
-    for number, row in enumerate(rows):
-        read = read_example(row, name=name, number=number, row_format=source.format)
-        if not isinstance(read, Rejected):
-            read = clean(*read, group_by=source.group_by)
-        if isinstance(read, Rejected):
-            rejected.append(read)
-        else:
-            examples.append(read[0])
     encoded, too_long = encode_all(
         examples,
         tokenizer,
