@@ -108,6 +108,21 @@ def load_base(
     return model
 
 
+def load_merged(folder: Path, device: torch.device) -> Any:
+    """Load a merged model as anybody would: in its own dtype, in evaluation mode.
+
+    ValueError when the folder holds none.
+    """
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with _quiet():
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", use_safetensors=True)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{folder} is no model that transformers can load: {error}") from error
+    return model.to(device).eval()
+
+
 def quantization_config(quantization: Quantization) -> Any | None:
     """What transformers calls the quantisation: a BitsAndBytesConfig, or None without one.
 

@@ -14,9 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dollyllama import embedded
 from dollyllama.config import Dtype, Quantization, QuantizationMethod
-from dollyllama.embedded import EMBEDDED
 from dollyllama.model.load import silence_notices
 from dollyllama.model.shards import (
     Stored,
@@ -207,20 +205,3 @@ def write_merged(
 
 
 _SPECIAL = ("bos", "eos", "pad")
-
-
-def find_base(path: str, revision: str | None) -> Path:
-    """The folder with the base's files: "embedded", a local one, or a snapshot in the Hub's cache.
-
-    ValueError when the Hub's cache does not hold it.
-    """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    local = embedded.MODEL if path == EMBEDDED else Path(path).expanduser()
-    if local.is_dir():
-        return local
-    try:
-        return Path(snapshot_download(path, revision=revision, local_files_only=True))
-    except LocalEntryNotFoundError as error:
-        raise ValueError(f"model.path={path} is not in the Hub's cache: load it once") from error

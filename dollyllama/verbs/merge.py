@@ -9,8 +9,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from dollyllama import preflight
 from dollyllama.config import Dtype
-from dollyllama.verbs.parser import open_run, run_parser
+from dollyllama.verbs.parser import open_run, require_positive, run_parser
 
 #: A merge beyond either is not published. docs/merging.md has the measurements behind them.
 MAX_KL = 0.01
@@ -36,9 +37,7 @@ def main(arguments: Sequence[str]) -> int:
     )
     command.add_argument("--publish-anyway", action="store_true", help="beyond the tolerance too")
     given = command.parse_intermixed_args(arguments)
-    for name in ("max_shard_mib", "rows"):
-        if getattr(given, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least 1")
+    require_positive(given, "max_shard_mib", "rows")
     output = given.output.absolute()
     if output.exists():
         raise ValueError(f"--output {given.output} exists already: name another folder")
@@ -48,11 +47,17 @@ def main(arguments: Sequence[str]) -> int:
     from dollyllama.data.prepare import prepare as prepare_data
     from dollyllama.files import write_json, write_text
     from dollyllama.model.agreement import compare, logits_of
-    from dollyllama.model.merge import Base, find_base, write_merged
+    from dollyllama.model.load import load_merged
+    from dollyllama.model.merge import Base, write_merged
     from dollyllama.model.merged_card import merged_card
     from dollyllama.run import choose_device, measure, restore
 
     model, tokenizer = restore(run_config, given.run)
+    base_folder = preflight.model_folder(run_config.model.path, run_config.model.revision)
+    if base_folder is None:
+        raise ValueError(
+            f"model.path={run_config.model.path} is not in the Hub's cache: load it once"
+        )
     with stage_bar("data") as progress:
         data = prepare_data(run_config.data, tokenizer, seed=run_config.seed, progress=progress)
     stride = max(1, len(data.held_out) // given.rows)
@@ -67,7 +72,7 @@ def main(arguments: Sequence[str]) -> int:
     temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
     try:
         write_merged(
-            find_base(run_config.model.path, run_config.model.revision),
+            base_folder,
             given.run / "adapter",
             temporary,
             tokenizer=tokenizer,
@@ -77,7 +82,7 @@ def main(arguments: Sequence[str]) -> int:
             dtype=dtype,
             max_shard_bytes=given.max_shard_mib * 2**20,
         )
-        merged = _load(temporary, choose_device(run_config.device))
+        merged = load_merged(temporary, choose_device(run_config.device))
         agreement = compare(
             adapter_logits, logits_of(merged, ids), ids, [row.masked for row in rows]
         )
@@ -110,14 +115,6 @@ def main(arguments: Sequence[str]) -> int:
         shutil.rmtree(temporary, ignore_errors=True)
     print(f"\n{given.output}")
     return 0
-
-
-def _load(folder: Path, device: Any) -> Any:
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    return AutoModelForCausalLM.from_pretrained(folder, dtype="auto").to(device).eval()
 
 
 def _scores(measured: Any) -> dict[str, float | None]:

@@ -33,6 +33,14 @@ def run_parser(verb: str, description: str | None) -> Parser:
     return made
 
 
+def require_positive(given: argparse.Namespace, *names: str) -> None:
+    """ValueError for a flag of ``names`` that was given a number below 1."""
+    for name in names:
+        value = getattr(given, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
+
+
 def open_run(folder: Path, overrides: Sequence[str]) -> config.Run:
     """The checked config of the run in ``folder``, with overrides of what can still be chosen.
 

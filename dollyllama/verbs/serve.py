@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dollyllama import config, launch
-from dollyllama.verbs.parser import open_run, run_parser
+from dollyllama.verbs.parser import open_run, require_positive, run_parser
 
 #: What the extra ``serve`` installs.
 _NEEDED = ("pydantic", "starlette", "uvicorn")
@@ -78,10 +78,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _check(given: argparse.Namespace) -> None:
-    for name in ("max_batch", "max_queue", "max_new_tokens"):
-        value = getattr(given, name)
-        if value is not None and value < 1:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
+    require_positive(given, "max_batch", "max_queue", "max_new_tokens")
     if not 0 <= given.port < 2**16:
         raise ValueError(f"--port must be in [0, {2**16}), not {given.port}")
     if not 0 < given.timeout < float("inf"):
@@ -120,18 +117,10 @@ def _load(run_config: config.Run, folder: Path, *, merged: bool) -> tuple[Any, A
     if not merged:
         return restore(run_config, folder)
 
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
+    from dollyllama.model.load import load_merged, load_tokenizer
 
-    from dollyllama.model.load import load_tokenizer
-
-    logging.disable_progress_bar()
     tokenizer = load_tokenizer(str(folder), None)
-    try:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", use_safetensors=True)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{folder} is no model that transformers can load: {error}") from error
-    return model.to(choose_device(run_config.device)).eval(), tokenizer
+    return load_merged(folder, choose_device(run_config.device)), tokenizer
 
 
 def _greeting(url: str, model: str, key_name: str | None) -> str:

@@ -8,24 +8,14 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from dollyllama import launch
 from dollyllama.__main__ import main
-from dollyllama.run import run
-from tests.verbs.conftest import SMALL
 
 ROWS = ("--rows", "2", "evaluation=none")
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("runs") / "small"
-    run(launch.compose_run(list(SMALL)), folder)
-    return folder
-
-
-def test_a_merge_within_the_tolerance_is_published_whole(folder: Path, tmp_path: Path) -> None:
+def test_a_merge_within_the_tolerance_is_published_whole(small_run: Path, tmp_path: Path) -> None:
     output = tmp_path / "merged"
-    assert main(["merge", str(folder), "--output", str(output), *ROWS]) == 0
+    assert main(["merge", str(small_run), "--output", str(output), *ROWS]) == 0
     record = json.loads((output / "merge.json").read_text(encoding="utf-8"))
     assert 0 <= record["agreement"]["kl"] <= record["tolerance"]["max_kl"]
     assert f"{record['agreement']['kl']:.6g}" in (output / "README.md").read_text(encoding="utf-8")
@@ -37,8 +27,8 @@ def test_a_merge_within_the_tolerance_is_published_whole(folder: Path, tmp_path:
     assert [path.name for path in tmp_path.iterdir()] == ["merged"]
 
 
-def test_a_merge_beyond_the_tolerance_leaves_nothing(folder: Path, tmp_path: Path) -> None:
-    arguments = ["merge", str(folder), "--output", str(tmp_path / "merged"), *ROWS]
+def test_a_merge_beyond_the_tolerance_leaves_nothing(small_run: Path, tmp_path: Path) -> None:
+    arguments = ["merge", str(small_run), "--output", str(tmp_path / "merged"), *ROWS]
     assert main([*arguments, "--max-kl", "0"]) == 1
     assert list(tmp_path.iterdir()) == []
     assert main([*arguments, "--max-kl", "0", "--publish-anyway"]) == 0
@@ -46,9 +36,9 @@ def test_a_merge_beyond_the_tolerance_leaves_nothing(folder: Path, tmp_path: Pat
 
 
 def test_an_existing_output_is_refused_in_one_line(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    small_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["merge", str(folder), "--output", str(tmp_path), *ROWS]) == 2
+    assert main(["merge", str(small_run), "--output", str(tmp_path), *ROWS]) == 2
     error = capsys.readouterr().err
     assert "exists already" in error
     assert len(error.splitlines()) == 1
