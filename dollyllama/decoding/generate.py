@@ -21,6 +21,7 @@ from dollyllama.config import Strategy
 from dollyllama.data.prompt import END_MARKER, strip_end_marker
 from dollyllama.data.tokens import encode_prompts
 from dollyllama.decoding.contrastive import contrastive_tokens
+from dollyllama.decoding.stop_strings import safe_text
 from dollyllama.decoding.stream import Stop, Stream, collect, follow, left_padded_positions
 
 
@@ -374,11 +375,7 @@ def _showable(ids: list[int], tokenizer: Any) -> str:
     text, marked = strip_end_marker(decoded)
     if marked and not decoded.endswith(END_MARKER):
         return text
-    text = decoded.strip().rstrip("\ufffd")
-    for length in range(min(len(END_MARKER), len(text)), 0, -1):
-        if text.endswith(END_MARKER[:length]):
-            return text[:-length].rstrip()
-    return text.rstrip()
+    return safe_text(decoded.strip().rstrip("\ufffd"), (END_MARKER,)).rstrip()
 
 
 def _decode(rows: list[list[int]], tokenizer: Any) -> list[str]:

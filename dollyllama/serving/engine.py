@@ -19,7 +19,7 @@ from typing import Any
 
 from dollyllama.config import DRAWS, Decoding
 from dollyllama.decoding.generate import Piece, StoppedBy, is_out_of_memory, stream
-from dollyllama.serving.stop_strings import before_stop, safe_text
+from dollyllama.decoding.stop_strings import before_stop, safe_text
 
 #: Requests that come together arrive within this; a batch waits so long for more.
 _GATHER_SECONDS = 0.005

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from dollyllama.serving.stop_strings import before_stop, safe_text
+from dollyllama.decoding.stop_strings import before_stop, safe_text
 
 
 def letter_by_letter(text: str, stops: list[str]) -> str | None:

@@ -1,4 +1,4 @@
-"""Stopping before a text of the caller's, which may be cut into tokens in any way."""
+"""Stopping before a text, which may be cut into tokens in any way."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ def before_stop(text: str, stops: Sequence[str]) -> str | None:
 
 
 def safe_text(text: str, stops: Sequence[str]) -> str:
-    """A text without a stop, less an end that may become one."""
+    """A text that goes on, less an end that is a stop or may become one."""
     held = 0
     for stop in stops:
-        longest = min(len(stop) - 1, len(text))
+        longest = min(len(stop), len(text))
         fits = (length for length in range(longest, 0, -1) if text.endswith(stop[:length]))
         held = max(held, next(fits, 0))
     return text[: len(text) - held]
