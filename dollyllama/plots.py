@@ -32,7 +32,9 @@ def loss_curve(folder: Path, path: Path) -> None:
 
     lines = read_json_lines(folder / "metrics.jsonl")
     scores = _scores(folder)
-    figure = Figure(figsize=(10 if scores else 6, 3.8), dpi=150, layout="constrained")
+    # Two bars a score, each with its number: they need room.
+    size = (10 if scores else 6, max(3.8, 0.36 * len(scores)))
+    figure = Figure(figsize=size, dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     if scores:
         left, right = figure.subplots(1, 2, width_ratios=(3, 2))
