@@ -335,13 +335,13 @@ def reopen_run(folder: Path, overrides: Sequence[str], *, sections: Sequence[str
     ValueError in one line for another section, or when ``folder`` is no run.
     """
     saved = config.read(_config_file(folder))
+    composed = _compose(overrides)  # a typo is told by its nearest name
     keys = [_overridden_key(override) for override in overrides]
     for key, override in zip(keys, overrides, strict=True):
         if not _is_in(key, sections):
             raise ValueError(
                 f"{override} cannot be changed for a run that is done: {', '.join(sections)} can"
             )
-    composed = _compose(overrides)
     for key in keys:
         OmegaConf.update(saved, key, OmegaConf.select(composed, key), merge=False)
     return config.build(saved, str(folder / "config.yaml"))

@@ -170,6 +170,17 @@ def load_adapter(model: Any, folder: Path) -> Any:
 
     if not (folder / "adapter_config.json").is_file():
         raise ValueError(f"{folder} holds no adapter: it has no adapter_config.json")
+    if not (folder / "adapter_model.safetensors").is_file():
+        # PEFT would look for it on the Hub.
+        raise ValueError(
+            f"{folder / 'adapter_model.safetensors'} is missing: copy the folder again"
+        )
+    try:
+        json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(
+            f"{folder / 'adapter_config.json'} is damaged ({error}): copy the folder again"
+        ) from None
     try:
         with _quiet_peft():
             return PeftModel.from_pretrained(model, str(folder), is_trainable=False).eval()

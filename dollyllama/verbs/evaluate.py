@@ -31,15 +31,23 @@ def main(arguments: Sequence[str]) -> None:
     command = run_parser("evaluate", main.__doc__)
     command.add_argument("--file", type=Path, help="rows to grade instead of the held-out ones")
     command.add_argument(
-        "--format", choices=list(RowFormat), help="how the rows of --file read", metavar="FORMAT"
+        "--format",
+        choices=[*map(str, RowFormat)],
+        help=f"how the rows of --file read: {', '.join(RowFormat)}",
+        metavar="FORMAT",
     )
     command.add_argument(
-        "--grader", choices=list(Grader), help="for --file (default: by its format)", metavar="NAME"
+        "--grader",
+        choices=[*map(str, Grader)],
+        help=f"for --file: {', '.join(Grader)} (default: by its format)",
+        metavar="NAME",
     )
     command.add_argument(
         "--output", type=Path, help="folder for metrics.json and samples.jsonl (default: in RUN)"
     )
     given = command.parse_intermixed_args(arguments)
+    if given.output is not None and given.output.exists():
+        raise ValueError(f"--output {given.output} exists already: name another folder")
     run_config = open_run(given.run, given.overrides)
     if (given.file is None) != (given.format is None):
         raise ValueError(f"--file and --format go together: formats are {', '.join(RowFormat)}")
@@ -71,6 +79,7 @@ def main(arguments: Sequence[str]) -> None:
         "evaluation": asdict(run_config.evaluation),
         "seed": run_config.seed,
         "file": given.file.name if given.file else None,
+        "graders": {name: source.grader for name, source in run_config.data.sources.items()},
         "rejected": [asdict(each) for each in rejected],
         "metrics": [asdict(metric) for metric in measured.metrics],
     }
@@ -91,7 +100,8 @@ _SHOWN = 5
 def _about_file(run_config: Run, file: Path, row_format: RowFormat, grader: Grader) -> Run:
     """The run's config with the file as its only source."""
     if not file.is_file():
-        raise ValueError(f"--file {file} is not there")
+        what = "is a folder: name a file in it" if file.is_dir() else "is not there"
+        raise ValueError(f"--file {file} {what}")
     a_source = next(iter(run_config.data.sources.values()))
     source = replace(
         a_source,

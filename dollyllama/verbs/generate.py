@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 #: Tell what is wrong with some lines of an input whose others were answered.
 _SOME_LINES_FAILED = 1
 
+#: So many of them are named.
+_SHOWN = 5
+
 
 def main(arguments: Sequence[str]) -> int:
     """answer an instruction with a trained run, a person at the terminal, or a JSON Lines file"""
@@ -117,6 +120,11 @@ def _answer_file(run_config: Any, run: Path, source: Path, output: Path) -> int:
     from dollyllama.files import digest
     from dollyllama.run import restore
 
+    for flag, path in (("--input", source), ("--output", output)):
+        if path.is_dir():
+            raise ValueError(f"{flag} {path} is a folder: name a file")
+    if output.exists() and source.exists() and output.samefile(source):
+        raise ValueError(f"--output {output} is the input: name another file")
     requests = read_requests(source)
     weights = run / "adapter" / "adapter_model.safetensors"
     if not weights.is_file():
@@ -144,8 +152,10 @@ def _answer_file(run_config: Any, run: Path, source: Path, output: Path) -> int:
                 progress=lambda count: progress("lines", count, len(requests)),
             )
     failed = [request for request in requests if request.error is not None]
-    for request in failed[:5]:
+    for request in failed[:_SHOWN]:
         print(f"{source} line {request.line}: {request.error}", file=sys.stderr)
+    if len(failed) > _SHOWN:
+        print(f"and {len(failed) - _SHOWN} more, see error in {output}", file=sys.stderr)
     resumed = f", {done} of them before" if done else ""
     answered = len(requests) - len(failed)
     print(f"{output}: {answered} of {len(requests)} lines answered{resumed}", file=sys.stderr)

@@ -28,7 +28,9 @@ def main(arguments: Sequence[str]) -> int:
         default="quantised",
         help="weights to merge into: as the adapter saw them (default), or the checkpoint's own",
     )
-    command.add_argument("--dtype", choices=list(Dtype), help="default: the run's model.dtype")
+    command.add_argument(
+        "--dtype", choices=[*map(str, Dtype)], help="default: the run's model.dtype"
+    )
     command.add_argument("--max-shard-mib", type=int, default=2048, help="default: 2048")
     command.add_argument("--rows", type=int, default=16, help="held-out rows to verify on")
     command.add_argument("--max-kl", type=float, default=MAX_KL, help=f"nats, default {MAX_KL}")

@@ -17,6 +17,8 @@ class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are one line, without its usage."""
 
     def error(self, message: str) -> NoReturn:
+        # argparse calls a list that may be empty required when what stands before it is missing.
+        message = message.replace("required: run, overrides", "required: run")
         raise ValueError(f"{message}; {self.prog} --help tells more")
 
 

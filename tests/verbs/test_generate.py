@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,7 @@ def test_damaged_lines_are_named_and_the_others_answered(
     said = capsys.readouterr().err
     assert f"{source} line 2: it is no JSON" in said
     assert "3 of 11 lines answered" in said
+    assert "and 3 more" in said
     rows = read(tmp_path / "out.jsonl")
     assert ["error" in row for row in rows] == [False, *[True] * 8, False, False]
     assert "positions" in rows[5]["error"]
@@ -143,6 +145,8 @@ def test_an_output_of_something_else_is_left_alone(
         (["--input", "absent.jsonl", "--output", "out.jsonl"], "absent.jsonl is not there"),
         (["--input", "absent.jsonl"], "go together"),
         (["--instruction", " "], "instruction is empty"),
+        (["--input", ".", "--output", "out.jsonl"], "--input . is a folder"),
+        (["--input", "a.jsonl", "--output", "."], "--output . is a folder"),
         (["--instruction", "a", "--schema", ""], "--schema is empty"),
         (["--instruction", "a", "decoding=gready"], "did you mean decoding=greedy?"),
         (["--instruction", "a", "decoding=contrastive", "decoding.repetition_penalty=2"], "has no"),
@@ -162,3 +166,32 @@ def test_what_cannot_be_answered_is_refused_in_one_line(
     error = capsys.readouterr().err
     assert said in error
     assert len(error.splitlines()) == 1
+
+
+def test_an_input_is_not_written_over(
+    small_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write_input(tmp_path / "in.jsonl")
+    before = source.read_bytes()
+    assert generate(small_run, source, source) == 2
+    assert "is the input" in capsys.readouterr().err
+    assert source.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json"])
+def test_a_damaged_adapter_is_named(
+    small_run: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = shutil.copytree(small_run, tmp_path / "run")
+    file = run / "adapter" / name
+    if name.endswith(".json"):
+        file.write_text("{", encoding="utf-8")
+    else:
+        file.unlink()
+    assert main(["generate", str(run), "--instruction", "a"]) == 2
+    assert f"{file} is" in capsys.readouterr().err
+
+
+def test_what_is_required_is_the_run_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate"]) == 2
+    assert "are required: run;" in capsys.readouterr().err
