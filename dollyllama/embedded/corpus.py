@@ -1,15 +1,19 @@
 """The text that the small model is pretrained on: an endless stream of generated documents.
 
 English, SQL, Python and arithmetic as they stand in stories, scripts and notes, with many exercises
-in copying. None of it is in the instruction format, whose words the model first meets when it is
-fine-tuned.
+in copying. None of it is in the instruction format, which the model first meets when it is
+fine-tuned; but the format's words and marks stand here in other places, as they do in the text that
+any large model has read. A piece that pretraining never shows keeps an embedding that nothing tells
+from the next such piece's, and an adapter on a frozen head cannot mend that.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from random import Random
 
+from dollyllama.data.prompt import PROMPT
 from dollyllama.embedded import words
 from dollyllama.embedded.passages import describe, make_person, make_task, story
 from dollyllama.embedded.problems import equation, make_problem
@@ -108,14 +112,45 @@ def _records(random: Random) -> str:
 # --- copying ------------------------------------------------------------------------------------
 
 
+#: Words that no other document has, or has in one spelling only.
+_OTHER_WORDS = sorted(
+    {
+        *re.findall(r"[A-Za-z]+", PROMPT),
+        *"End question answer schema query context Generate table following problem SQL".split(),
+        *"Hello Could help solve solution school difference other Extract Each After".split(),
+        *"SELECT DISTINCT WHERE HAVING GROUP ORDER BETWEEN CREATE TABLE INTEGER VARCHAR".split(),
+    }
+)
+#: First and last character of a few scripts and signs: their bytes are pieces as well.
+_SCRIPTS = "¡ÿ Āſ Αω Ая את あん 一丿 가갛 –⁏ ←⇿ 😀🙏 !/ :@ [` {~".split()
+
+
+def _part(word: str, random: Random) -> str:
+    start = random.randint(0, len(word) // 2)
+    return word[start : start + random.randint(2, max(2, len(word)))]
+
+
+def _foreign(random: Random) -> str:
+    script = random.choice(_SCRIPTS)
+    first, last = ord(script[0]), ord(script[1])
+    return "".join(chr(random.randint(first, last)) for _ in range(random.randint(1, 4)))
+
+
 def _tokens(random: Random, count: int) -> list[str]:
-    kind = random.randrange(4)
+    kind = random.randrange(6)
     if kind == 0:
         return [words.invented_word(random) for _ in range(count)]
     if kind == 1:
         return [str(random.randint(0, 9999)) for _ in range(count)]
     if kind == 2:
         return random.sample(words.THINGS + words.ANIMALS + words.CITIES + words.FIRST_NAMES, count)
+    if kind == 3:
+        whole = _OTHER_WORDS if random.random() < 0.5 else words.EVERY
+        if random.random() < 0.3:
+            return random.sample(_OTHER_WORDS, count)
+        return [_part(random.choice(whole), random) for _ in range(count)]
+    if kind == 4:
+        return [_foreign(random) for _ in range(count)]
     return [
         random.choice(
             (
@@ -197,6 +232,27 @@ def _talk(random: Random) -> str:
     return f"{first}: {task.instruction}\n{second}: {task.response}"
 
 
+def _page(random: Random) -> str:
+    """A page in Markdown: headings of one to four marks, a passage below each, an end in words."""
+    lines = [f"# {random.choice(words.PLACES).capitalize()} {random.choice(words.THINGS)}"]
+    for _ in range(random.randint(2, 4)):
+        heading = random.choice(
+            (
+                f"The {random.choice(words.ADJECTIVES)} {random.choice(words.THINGS)}",
+                f"{random.choice(words.MONTHS)} {random.randint(1, 31)}",
+                f"{random.choice(words.FIRST_NAMES)} in {random.choice(words.CITIES)}",
+                random.choice(words.SUBJECTS).capitalize(),
+                f"Part {random.randint(1, 9)}",
+                "The End of the day",
+            )
+        )
+        passage = random.choice((story, _kinds, _equations))(random)
+        lines.append(f"{random.choice(('##', '###', '###', '####'))} {heading}\n{passage}")
+    if random.random() < 0.7:
+        lines.append(random.choice(("The End", "End", "End of the page.", "* * *", "## The End")))
+    return random.choice(("\n", "\n\n")).join(lines)
+
+
 def _kinds(random: Random) -> str:
     kind = random.choice(sorted(words.CATEGORIES))
     members = random.sample(words.CATEGORIES[kind], 4)
@@ -238,6 +294,7 @@ _KINDS: tuple[tuple[Callable[[Random], str], int], ...] = (
     (story, 6),
     (_biography, 5),
     (_talk, 9),
+    (_page, 9),
     (_kinds, 2),
     (_equations, 9),
     (_worked, 14),

@@ -46,7 +46,9 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> Any:
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - len(special) - len(_BYTES), special_tokens=[], show_progress=False
     )
-    trained.train_from_iterator(texts, trainer)
+    # Pieces are made of ASCII: a character of any other script is its bytes.
+    plain = (text.encode("ascii", "ignore").decode("ascii") for text in texts)
+    trained.train_from_iterator(plain, trainer)
 
     # The trainer knows no byte pieces: they go in behind the special tokens, where Llama has them.
     model = json.loads(trained.to_str())["model"]

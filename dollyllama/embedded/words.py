@@ -82,6 +82,27 @@ CATEGORIES: dict[str, list[str]] = {
     "vehicle": VEHICLES,
 }
 
+#: All of the above.
+EVERY = tuple(
+    sorted(
+        {
+            *FIRST_NAMES,
+            *LAST_NAMES,
+            *(word for kind in CATEGORIES.values() for word in kind),
+            *COLOURS,
+            *DAYS,
+            *GENRES,
+            *SUBJECTS,
+            *STATES,
+            *LEVELS,
+            *THINGS,
+            *ADJECTIVES,
+            *PLACES,
+            *VERBS_PAST,
+        }
+    )
+)
+
 _ONSETS = (
     "b bl br c ch cl cr d dr f fl g gl gr h j k kl l m n p pl pr qu r s sh sk st t tr v w z".split()
 )

@@ -100,7 +100,9 @@ def test_programs_are_python() -> None:
 
 def test_pretraining_never_sees_the_instruction_format() -> None:
     text = "\n".join(islice(documents(6), 4 * DRAWS))
-    assert "###" not in text
+    assert "### Instruction" not in text
+    assert "### Response" not in text
+    assert END_MARKER not in text
     assert "Below is an instruction" not in text
     assert "Generate SQL query" not in text
     assert END_MARKER not in "".join(make_task(Random(seed)).response for seed in range(DRAWS))
