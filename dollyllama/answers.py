@@ -8,16 +8,19 @@ with lie beside the output, in ``<output>.settings.json``.
 
 from __future__ import annotations
 
+import gzip
 import json
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dollyllama.config import Decoding
 from dollyllama.data.prompt import format_prompt
-from dollyllama.data.sources import sql_instruction
+from dollyllama.data.sources import join_input, sql_instruction
 from dollyllama.data.tokens import encode_prompts
-from dollyllama.decoding.generate import generate
+from dollyllama.decoding.generate import Completion, PromptTooLargeError, generate
 from dollyllama.files import write_json
 
 #: So many batches are answered at once: within them, prompts of like length go together.
@@ -44,12 +47,16 @@ class Request:
 def read_requests(path: Path) -> list[Request]:
     """Read every line that is not blank; a damaged one becomes a request with an error.
 
-    Lines end at line feeds alone: U+2028 inside a string is no line break.
+    Lines end at line feeds alone: U+2028 inside a string is no line break. A name in .gz is
+    unpacked.
     """
     try:
-        lines = path.read_bytes().split(b"\n")
+        data = path.read_bytes()
+        lines = (gzip.decompress(data) if path.suffix == ".gz" else data).split(b"\n")
     except FileNotFoundError:
         raise ValueError(f"--input {path} is not there") from None
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ValueError(f"--input {path} is not a whole gzip file ({error})") from None
     return [_read(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
 
 
@@ -76,13 +83,17 @@ def _read(number: int, line: bytes) -> Request:
             return Request(number, fields, "", f"{name} {what}")
     if "question" in fields:
         return Request(number, fields, sql_instruction(fields["question"], fields["context"]))
-    return Request(number, fields, fields["instruction"])
+    given = fields.get("input")
+    if given is not None and not isinstance(given, str):
+        return Request(number, fields, "", "input is no text")
+    return Request(number, fields, join_input(fields["instruction"], given or "").instruction)
 
 
 def resume_at(output: Path, requests: Sequence[Request], settings: dict[str, Any]) -> int:
     """How many requests ``output`` has answered already; a half-written last line is cut off.
 
-    ValueError when it was made with other settings or from another input.
+    It is cut too at an error whose input line has been mended since: what stands behind was drawn
+    with other neighbours. ValueError when it was made with other settings or from another input.
     """
     if not output.exists():
         return 0
@@ -97,6 +108,7 @@ def resume_at(output: Path, requests: Sequence[Request], settings: dict[str, Any
     lines = whole.split(b"\n")[:-1]
     if len(lines) > len(requests):
         raise ValueError(f"{output} has more lines than the input: it belongs to another one")
+    mended = len(lines)
     for number, (line, request) in enumerate(zip(lines, requests, strict=False), start=1):
         try:
             fields = json.loads(line)
@@ -105,15 +117,19 @@ def resume_at(output: Path, requests: Sequence[Request], settings: dict[str, Any
         if not isinstance(fields, dict):
             raise ValueError(f"{output} is damaged in line {number}: remove it")
         if any(fields.get(name) != value for name, value in request.fields.items()):
+            if "error" in fields and request.error is None:
+                mended = min(mended, number - 1)
+                continue
             raise ValueError(
                 f"{output} line {number} does not belong to line {request.line} of the input: name "
                 f"another --output, or remove it"
             )
         request.error = fields.get("error")
+    whole = b"".join(line + b"\n" for line in lines[:mended])
     if whole != content:
         with output.open("r+b") as file:
             file.truncate(len(whole))
-    return len(lines)
+    return mended
 
 
 def answer_lines(
@@ -124,7 +140,7 @@ def answer_lines(
     *,
     start: int,
     settings: dict[str, Any],
-    decoding: dict[str, Any],
+    decoding: Decoding,
     batch_size: int,
     seed: int,
     progress: Callable[[int], None],
@@ -140,16 +156,8 @@ def answer_lines(
     for begin in range(start // size * size, len(requests), size):
         window = requests[begin : begin + size]
         _check_lengths(model, tokenizer, window)
-        good = [request for request in window if request.error is None]
         completions = iter(
-            generate(
-                model,
-                tokenizer,
-                [format_prompt(request.instruction) for request in good],
-                **decoding,
-                batch_size=batch_size,
-                seed=seed + begin,
-            )
+            _answer(model, tokenizer, window, decoding, batch_size=batch_size, seed=seed + begin)
         )
         lines = []
         for request in window:
@@ -166,6 +174,19 @@ def answer_lines(
         with output.open("a", encoding="utf-8", newline="\n") as file:
             file.writelines(lines[max(start - begin, 0) :])
         progress(begin + len(window))
+
+
+def _answer(
+    model: Any, tokenizer: Any, window: Sequence[Request], decoding: Decoding, **how: Any
+) -> list[Completion]:
+    """Answer the requests without an error; one too large for the memory gets an error instead."""
+    while True:
+        good = [request for request in window if request.error is None]
+        prompts = [format_prompt(request.instruction) for request in good]
+        try:
+            return generate(model, tokenizer, prompts, decoding, **how)
+        except PromptTooLargeError as error:
+            good[error.row].error = str(error)
 
 
 def _check_lengths(model: Any, tokenizer: Any, window: Sequence[Request]) -> None:

@@ -141,6 +141,7 @@ class Strategy(StrEnum):
     temperature = enum.auto()
     nucleus = enum.auto()
     contrastive = enum.auto()
+    adaptive_contrastive = enum.auto()
 
 
 class WandbMode(StrEnum):
@@ -377,7 +378,11 @@ _DECODING_KEYS: dict[Strategy, set[str]] = {
     Strategy.temperature: {"temperature"},
     Strategy.nucleus: {"temperature", "top_p"},
     Strategy.contrastive: {"alpha", "k"},
+    Strategy.adaptive_contrastive: {"q"},
 }
+
+#: Strategies that have a penalty on repetition of their own.
+CONTRASTIVE = frozenset({Strategy.contrastive, Strategy.adaptive_contrastive})
 
 
 @dataclass(kw_only=True, slots=True)
@@ -389,6 +394,7 @@ class Decoding:
     repetition_penalty: float | None
     alpha: float | None
     k: int | None
+    q: float | None
 
     def __post_init__(self) -> None:
         _in_range("decoding.max_new_tokens", self.max_new_tokens, 1, math.inf, open_low=False)
@@ -400,6 +406,7 @@ class Decoding:
                 "top_p": self.top_p,
                 "alpha": self.alpha,
                 "k": self.k,
+                "q": self.q,
             },
             _DECODING_KEYS[self.strategy],
         )
@@ -409,36 +416,46 @@ class Decoding:
             "decoding.repetition_penalty", self.repetition_penalty, 1, math.inf, open_low=False
         )
         _require(
-            self.repetition_penalty is None or self.strategy is not Strategy.contrastive,
+            self.repetition_penalty is None or self.strategy not in CONTRASTIVE,
             f"decoding.repetition_penalty={self.repetition_penalty} has no effect with "
-            f"decoding.strategy=contrastive, which has a penalty of its own: set "
+            f"decoding.strategy={self.strategy}, which has a penalty of its own: set "
             f"decoding.repetition_penalty=null",
         )
         _in_range("decoding.alpha", self.alpha, 0, 1, open_low=False)
         _in_range("decoding.k", self.k, 1, math.inf, open_low=False)
+        _in_range("decoding.q", self.q, 0, math.inf, open_low=True)
 
 
 #: What each grader says of an answer that it can judge; the first is what the grader is for.
 SCORES: dict[Grader, tuple[str, ...]] = {
     Grader.sql: ("execution", "exact", "executes"),
     Grader.maths: ("exact", "exact_strict"),
-    Grader.code: ("parses",),
+    Grader.code: ("parses", "passes"),
     Grader.text: ("f1", "rouge_l"),
 }
+
+#: Formats whose rows bring the tests that ``passes`` needs, and the schema for ``execution``.
+WITH_TESTS = frozenset({RowFormat.humaneval})
+WITH_SCHEMA = frozenset({RowFormat.sql_create_context})
+
+#: The k of pass@k (Chen et al. 2021, arXiv:2107.03374), as far as there are so many answers.
+PASS_AT = (1, 5, 10, 100)
 
 
 @dataclass(kw_only=True, slots=True)
 class Evaluation:
     """``loss_examples`` and ``generate_examples`` are per source; 0 leaves that part out.
 
-    answers: how many are drawn to one question. primary: the metric that decides, as
-    ``<what>/<source>``, or null.
+    answers: how many are drawn to one question. run_code: answers in Python are run against the
+    tests of their rows, in the sandbox. primary: the metric that decides, as ``<what>/<source>``,
+    or null.
     """
 
     before: bool
     loss_examples: int
     generate_examples: int
     answers: int
+    run_code: bool
     batch_size: int
     primary: str | None
 
@@ -459,6 +476,21 @@ class Evaluation:
             f"evaluation.answers={self.answers} has no effect with evaluation.generate_examples=0: "
             f"set evaluation.answers=1",
         )
+        _require(
+            self.generate_examples > 0 or not self.run_code,
+            "evaluation.run_code=true has no effect with evaluation.generate_examples=0: set "
+            "evaluation.run_code=false",
+        )
+
+    def scores(self, source: Source) -> list[str]:
+        """The names of what the answers to a source's questions are scored by."""
+        scores = list(SCORES[source.grader])
+        if "passes" not in scores:
+            return scores
+        if not self.run_code or source.format not in WITH_TESTS:
+            scores.remove("passes")
+            return scores
+        return [*scores, *(f"pass@{k}" for k in PASS_AT if k <= self.answers)]
 
 
 @dataclass(kw_only=True, slots=True)
@@ -524,6 +556,12 @@ class Run:
             f"with decoding={self.decoding.strategy}: use decoding=nucleus, or "
             f"evaluation.answers=1",
         )
+        scores = map(self.evaluation.scores, self.data.sources.values())
+        _require(
+            not self.evaluation.run_code or any("passes" in each for each in scores),
+            f"evaluation.run_code=true has no effect: no source has rows with tests "
+            f"(format={', '.join(sorted(WITH_TESTS))}, grader=code): set evaluation.run_code=false",
+        )
         self._check_primary()
         quantized = self.quantization.method is not QuantizationMethod.none
         _require(
@@ -549,7 +587,7 @@ class Run:
             measured += ["loss/all", *(f"loss/{name}" for name in self.data.sources)]
         if self.evaluation.generate_examples:
             for name, source in self.data.sources.items():
-                measured += [f"{score}/{name}" for score in SCORES[source.grader]]
+                measured += [f"{score}/{name}" for score in self.evaluation.scores(source)]
         near = get_close_matches(primary, measured, n=1, cutoff=0.0)
         _require(
             primary in measured,

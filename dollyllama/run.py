@@ -143,6 +143,8 @@ def run(run_config: config.Run, folder: Path) -> Result:
             result.status = Status.interrupted
             return result
         save_adapter(model, tokenizer, folder / "adapter")
+        origin["adapter"] = provenance.describe_adapter(folder / "adapter")
+        write_json(folder / "provenance.json", origin)
 
         with _timed(result, "evaluate_after"):
             _evaluate(run_config, model, tokenizer, data, "after", result, folder, tracker)
@@ -155,12 +157,13 @@ def run(run_config: config.Run, folder: Path) -> Result:
 def restore(run_config: config.Run, folder: Path) -> tuple[Any, Any]:
     """Load what the run in ``folder`` trained: (model in evaluation mode, tokenizer).
 
-    ValueError when it has no adapter yet, or its base model cannot be had or is another one now.
+    ValueError when it has no adapter yet, or adapter or base model cannot be had or are others now.
     """
     adapter = folder / "adapter"
     if not adapter.is_dir():
         raise ValueError(f"{folder} has no adapter yet: python train.py resume={folder} goes on")
     check_base(run_config, folder)
+    check_adapter(folder)
     tokenizer = load_tokenizer(str(adapter), None)
     model = _load_base(run_config, tokenizer, choose_device(run_config.device))
     return load_adapter(model, adapter), tokenizer
@@ -172,13 +175,7 @@ def check_base(run_config: config.Run, folder: Path) -> None:
     Told by the digests of a local folder's weights and config; weights too large for a digest are
     told by their size.
     """
-    path = folder / "provenance.json"
-    try:
-        trained_on = json.loads(path.read_text(encoding="utf-8"))["base_model"]
-    except FileNotFoundError:
-        raise ValueError(f"{folder} is damaged: it has no provenance.json") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged: {one_line(str(error))}") from None
+    trained_on = _read_origin(folder)["base_model"]
     if trained_on is None or "files" not in trained_on:
         return
     place = _base_folder(run_config.model.path)
@@ -191,6 +188,21 @@ def check_base(run_config: config.Run, folder: Path) -> None:
             raise ValueError(
                 f"{folder} was trained on another base model than {place} is now: {name} {what}; "
                 f"put the folder back as it was"
+            )
+
+
+def check_adapter(folder: Path) -> None:
+    """ValueError when the adapter is not the one that the run in ``folder`` trained.
+
+    A run that kept no digests of it passes, and so does a file that is missing: ``load_adapter``
+    names it.
+    """
+    trained = _read_origin(folder).get("adapter", {})
+    for name, here in provenance.describe_adapter(folder / "adapter").items():
+        if trained.get(name, here) != here:
+            raise ValueError(
+                f"the adapter of {folder} is not the one that was trained: {name} differs; put the "
+                f"file back as it was"
             )
 
 
@@ -211,10 +223,11 @@ def measure(
             tokenizer,
             held_out,
             graders={name: source.grader for name, source in run_config.data.sources.items()},
-            **asdict(run_config.decoding),
+            decoding=run_config.decoding,
             loss_examples=evaluation.loss_examples,
             generate_examples=evaluation.generate_examples,
             answers=evaluation.answers,
+            run_code=evaluation.run_code,
             batch_size=evaluation.batch_size,
             seed=run_config.seed,
             progress=progress,
@@ -222,6 +235,19 @@ def measure(
 
 
 # --- parts of the story -------------------------------------------------------------------------
+
+
+def _read_origin(folder: Path) -> dict[str, Any]:
+    """What ``provenance.json`` holds. ValueError when it is missing or damaged."""
+    path = folder / "provenance.json"
+    try:
+        origin = json.loads(path.read_text(encoding="utf-8"))
+        origin["base_model"]
+    except FileNotFoundError:
+        raise ValueError(f"{folder} is damaged: it has no provenance.json") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged: {one_line(str(error))}") from None
+    return dict(origin)
 
 
 def _load_base(run_config: config.Run, tokenizer: Any, device: torch.device) -> Any:

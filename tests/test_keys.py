@@ -127,6 +127,9 @@ EFFECTS = {
     "decoding.top_p": effect("decoding.top_p=0.1", shows_in=SAMPLES, under=NUCLEUS),
     "decoding.repetition_penalty": effect("decoding.repetition_penalty=9", shows_in=SAMPLES),
     "decoding.alpha": effect("decoding.alpha=1", shows_in=SAMPLES, under=CONTRASTIVE),
+    "decoding.q": effect(
+        "decoding.q=50", shows_in=SAMPLES, under=["decoding=adaptive_contrastive"]
+    ),
     "decoding.k": effect(
         "decoding.k=1", shows_in=SAMPLES, under=[*CONTRASTIVE, "decoding.alpha=1"]
     ),
@@ -134,6 +137,14 @@ EFFECTS = {
     "evaluation.loss_examples": effect("evaluation.loss_examples=1", shows_in=METRICS),
     "evaluation.generate_examples": effect("evaluation.generate_examples=1", shows_in=SAMPLES),
     "evaluation.answers": effect("evaluation.answers=2", shows_in=SAMPLES, under=NUCLEUS),
+    "evaluation.run_code": effect(
+        "evaluation.run_code=true",
+        shows_in=METRICS,
+        under=[
+            *(f"{SQL}.format=humaneval", f"{SQL}.grader=code", f"{SQL}.group_by=instruction"),
+            "data.max_length=512",
+        ],
+    ),
     "evaluation.primary": effect("evaluation.primary=loss/maths", shows_in=REFUSED),
     "evaluation.batch_size": effect("evaluation.batch_size=1", shows_in=PASSES),
     "tracking.wandb": effect("tracking.wandb=auto", shows_in=TRACKER, under=WANDB),
@@ -168,7 +179,7 @@ def test_every_leaf_of_the_config_is_in_the_table() -> None:
 
 
 def rows(count: int, first: int = 0) -> list[dict[str, str]]:
-    """Rows that read in two formats; two questions share a schema, some lines come twice."""
+    """Rows that read in three formats; two questions share a schema, some lines come twice."""
     made = [
         {
             "question": f"Get {number}",
@@ -177,6 +188,10 @@ def rows(count: int, first: int = 0) -> list[dict[str, str]]:
             f"{'table_' if number % 5 == 0 else 't'}{number}",
             "instruction": f"Say {number}",
             "output": f"It is {number}.",
+            "prompt": f"def f{number}():\n",
+            "canonical_solution": f"    return {number}\n",
+            "test": f"def check(f):\n    assert f() == {number}\n",
+            "entry_point": f"f{number}",
         }
         for number in range(first, first + count)
     ]

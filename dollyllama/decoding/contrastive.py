@@ -11,6 +11,7 @@ Shapes: B rows, T tokens so far (padding included), K candidates, S = T + K, D w
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch.nn.functional import normalize
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from dollyllama.decoding.penalty import Weigh, adaptive, fixed
 from dollyllama.decoding.stream import Stop, Stream, collect, left_padded_positions
 
 #: Attention implementations that take a mask of their own for every query.
@@ -33,6 +35,7 @@ def contrastive_search(
     *,
     alpha: float = 0.5,
     k: int = 4,
+    q: float | None = None,
     max_new_tokens: int,
     eos_token_id: int | Sequence[int] | None = None,
     stop: Stop | None = None,
@@ -43,7 +46,8 @@ def contrastive_search(
     A row ends with the first end-of-sequence token, or when ``stop`` says so (it gets what the
     running rows wrote and answers for each); behind it stands the (first) end-of-sequence token, or
     0 when there is none. alpha 0 and k 1 are greedy search. Ties go to the more probable candidate,
-    and between equally probable ones to the smaller token id.
+    and between equally probable ones to the smaller token id. With q, alpha and k are chosen anew
+    for each token instead: see ``penalty.adaptive``.
     """
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
@@ -54,7 +58,8 @@ def contrastive_search(
         stopped = [False] * len(written) if stop is None else stop(written)
         return [row[-1] in ends or done for row, done in zip(written, stopped, strict=True)]
 
-    stream = contrastive_tokens(model, input_ids, mask_BT, alpha=alpha, k=k)
+    weigh = fixed(alpha, k) if q is None else adaptive(q)
+    stream = contrastive_tokens(model, input_ids, mask_BT, weigh)
     written = collect(stream, limits=[max_new_tokens] * len(input_ids), stop=finished)
     longest = max(len(row) for row in written)
     fill = ends[0] if ends else 0
@@ -63,18 +68,13 @@ def contrastive_search(
 
 
 @torch.no_grad()
-def contrastive_tokens(
-    model: Any, ids_BT: Tensor, mask_BT: Tensor, *, alpha: float, k: int
-) -> Stream:
+def contrastive_tokens(model: Any, ids_BT: Tensor, mask_BT: Tensor, weigh: Weigh) -> Stream:
     """Stream the tokens of contrastive search for left-padded prompts.
 
     Similarities and probabilities are float32, over the hidden states behind the last norm; the
-    padding takes part in neither. ValueError for a model whose cache or attention cannot serve.
+    padding takes part in neither. ValueError for a model whose cache, attention or positions cannot
+    serve.
     """
-    if not 0 <= alpha <= 1 or k < 1:
-        raise ValueError(
-            f"contrastive search wants alpha in [0, 1] and k >= 1, not alpha={alpha}, k={k}"
-        )
     cache = _shared_cache(model)
     position_BT = left_padded_positions(mask_BT)
     out = model(
@@ -87,62 +87,102 @@ def contrastive_tokens(
         logits_to_keep=1,
     )
     logits_BV = out.logits[:, -1].float()
-    context_BTD = normalize(out.hidden_states[-1].float(), dim=-1)
-    seen_BT = mask_BT.bool()
+    context = _Context(normalize(out.hidden_states[-1].float(), dim=-1), mask_BT.bool())
     position_B = position_BT[:, -1] + 1
-    itself_KK = torch.eye(k, dtype=torch.bool, device=ids_BT.device)
+    rows = list(range(len(ids_BT)))
+    del out
     while True:
-        candidate_BK = most_probable(logits_BV, k)
+        k_B, alpha_B = weigh(logits_BV, rows)
+        candidate_BK = most_probable(logits_BV, int(k_B.max()))
         probability_BK = logits_BV.softmax(dim=-1).gather(1, candidate_BK)
-        rows, prefix = seen_BT.shape
+        size, k = candidate_BK.shape
+        itself_KK = torch.eye(k, dtype=torch.bool, device=ids_BT.device)
         visible_BKS = torch.cat(
-            [seen_BT[:, None].expand(rows, k, prefix), itself_KK.expand(rows, k, k)], dim=-1
+            [context.seen[:, None].expand(size, k, -1), itself_KK.expand(size, k, k)], dim=-1
         )
         out = model(
             input_ids=candidate_BK,
             attention_mask=_attention_mask(model, visible_BKS),
-            position_ids=position_B[:, None].expand(rows, k),
+            position_ids=position_B[:, None].expand(size, k),
             past_key_values=cache,
             use_cache=True,
             output_hidden_states=[-1],
         )
         hidden_BKD = normalize(out.hidden_states[-1].float(), dim=-1)
-        chosen_B = pick(probability_BK, hidden_BKD, context_BTD, seen_BT, alpha=alpha)
-        every_B = torch.arange(rows, device=ids_BT.device)
+        penalty_BK = largest_similarity(hidden_BKD, context.states, context.seen)
+        chosen_B = pick(probability_BK, penalty_BK, k_B, alpha_B)
+        every_B = torch.arange(size, device=ids_BT.device)
 
         keep = yield candidate_BK[every_B, chosen_B]
 
-        _keep_chosen(cache, prefix, chosen_B)
+        _keep_chosen(cache, context.length, chosen_B)
         if keep is None:
             keep = every_B
         else:
             cache.batch_select_indices(keep)
-            position_B, seen_BT, context_BTD = position_B[keep], seen_BT[keep], context_BTD[keep]
+            context.keep(keep)
+            rows = [rows[place] for place in keep.tolist()]
         chosen_B = chosen_B[keep]
         logits_BV = out.logits[keep, chosen_B].float()
-        context_BTD = torch.cat([context_BTD, hidden_BKD[keep, chosen_B][:, None]], dim=1)
-        seen_BT = torch.cat([seen_BT, seen_BT.new_ones(len(keep), 1)], dim=1)
-        position_B = position_B + 1
+        context.append(hidden_BKD[keep, chosen_B])
+        position_B = position_B[keep] + 1
 
 
-def pick(
-    probability_BK: Tensor,
-    hidden_BKD: Tensor,
-    context_BTD: Tensor,
-    seen_BT: Tensor,
-    *,
-    alpha: float,
-) -> Tensor:
-    """Choose one candidate a row: (1 - alpha) * probability - alpha * degeneration penalty.
+class _Context:
+    """The states of the text so far, of length 1, in a buffer with room for more.
 
-    The penalty is the largest cosine similarity to a state of the prefix. hidden_BKD, context_BTD:
-    of length 1; seen_BT: where the context is no padding. Candidates come in order of probability,
-    and the first of equal scores wins. Returns places in K, int64.
+    Appending to a tensor copies it; so the buffer grows by a part of its size at a time.
+    """
+
+    def __init__(self, states_BTD: Tensor, seen_BT: Tensor) -> None:
+        self.length = seen_BT.shape[1]
+        self._states, self._seen = states_BTD, seen_BT
+
+    @property
+    def states(self) -> Tensor:
+        return self._states[:, : self.length]
+
+    @property
+    def seen(self) -> Tensor:
+        """Where the text is no padding: bool, seen_BT."""
+        return self._seen[:, : self.length]
+
+    def keep(self, rows: Tensor) -> None:
+        self._states, self._seen = self._states[rows], self._seen[rows]
+
+    def append(self, states_BD: Tensor) -> None:
+        if self.length == self._seen.shape[1]:
+            size, _, width = self._states.shape
+            more = self.length // 8 + 16
+            self._states = torch.cat(
+                [self._states, self._states.new_zeros(size, more, width)], dim=1
+            )
+            self._seen = torch.cat([self._seen, self._seen.new_zeros(size, more)], dim=1)
+        self._states[:, self.length] = states_BD
+        self._seen[:, self.length] = True
+        self.length += 1
+
+
+def largest_similarity(hidden_BKD: Tensor, context_BTD: Tensor, seen_BT: Tensor) -> Tensor:
+    """The degeneration penalty of each candidate: its largest cosine similarity to the context.
+
+    hidden_BKD, context_BTD: of length 1. seen_BT: where the context is no padding. Returns
+    penalty_BK, float32.
     """
     similarity_BKT = hidden_BKD @ context_BTD.transpose(1, 2)
-    unseen_B1T = ~seen_BT[:, None]
-    penalty_BK = similarity_BKT.masked_fill(unseen_B1T, -torch.inf).amax(dim=-1)
-    return ((1 - alpha) * probability_BK - alpha * penalty_BK).argmax(dim=-1)
+    return similarity_BKT.masked_fill(~seen_BT[:, None], -torch.inf).amax(dim=-1)
+
+
+def pick(probability_BK: Tensor, penalty_BK: Tensor, k_B: Tensor, alpha_B: Tensor) -> Tensor:
+    """Choose one of each row's first k candidates: (1 - alpha) * probability - alpha * penalty.
+
+    alpha_B: float64; its complement is rounded to float32 once. Candidates come in order of
+    probability, and the first of equal scores wins. Returns places in K, int64.
+    """
+    alpha_B1 = alpha_B[:, None]
+    score_BK = (1 - alpha_B1).float() * probability_BK - alpha_B1.float() * penalty_BK
+    place_K = torch.arange(score_BK.shape[-1], device=score_BK.device)
+    return score_BK.masked_fill(place_K >= k_B[:, None], -torch.inf).argmax(dim=-1)
 
 
 def most_probable(logits_BV: Tensor, k: int) -> Tensor:
@@ -163,7 +203,18 @@ def most_probable(logits_BV: Tensor, k: int) -> Tensor:
 
 
 def _shared_cache(model: Any) -> DynamicCache:
-    """A fresh cache whose layers hold the whole prefix. ValueError for any other kind."""
+    """A fresh cache whose layers hold the whole prefix.
+
+    ValueError for a model that wants another kind, or whose attention or positions cannot serve.
+    """
+    # An adapter's forward passes on whatever it gets; the base's says what is taken.
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    name = type(base).__name__
+    if "position_ids" not in inspect.signature(base.forward).parameters:
+        raise ValueError(
+            f"contrastive search puts its candidates at one position, and {name} takes no "
+            "position_ids: use decoding=greedy or decoding=nucleus"
+        )
     attention = model.config._attn_implementation
     if attention not in _MASKED_ATTENTION:
         raise ValueError(
@@ -174,8 +225,8 @@ def _shared_cache(model: Any) -> DynamicCache:
     for layer in cache.layers:
         if type(layer) is not DynamicLayer:
             raise ValueError(
-                f"contrastive search needs a cache of the whole prefix, and {type(model).__name__} "
-                f"wants {type(layer).__name__}: use decoding=greedy or decoding=nucleus"
+                f"contrastive search needs a cache of the whole prefix, and {name} wants "
+                f"{type(layer).__name__}: use decoding=greedy or decoding=nucleus"
             )
     return cache
 

@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from dollyllama.config import Strategy
+from dollyllama.config import Decoding, Strategy
 from dollyllama.data.prompt import END_MARKER, strip_end_marker
 from dollyllama.data.tokens import encode_prompts
 from dollyllama.decoding.contrastive import contrastive_tokens
+from dollyllama.decoding.penalty import adaptive, fixed
 from dollyllama.decoding.stop_strings import safe_text
 from dollyllama.decoding.stream import Stop, Stream, collect, follow, left_padded_positions
 
@@ -29,6 +30,14 @@ class StoppedBy(StrEnum):
     end_marker = enum.auto()
     eos = enum.auto()
     length = enum.auto()
+
+
+class PromptTooLargeError(ValueError):
+    """Memory does not suffice for one prompt alone. row: its place among the prompts."""
+
+    def __init__(self, row: int, message: str) -> None:
+        super().__init__(message)
+        self.row = row
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,14 +70,8 @@ def generate(
     model: Any,
     tokenizer: Any,
     prompts: Sequence[str],
+    decoding: Decoding,
     *,
-    strategy: Strategy,
-    max_new_tokens: int,
-    temperature: float | None = None,
-    top_p: float | None = None,
-    repetition_penalty: float | None = None,
-    alpha: float | None = None,
-    k: int | None = None,
     batch_size: int,
     seed: int,
     progress: Callable[[int], None] | None = None,
@@ -76,11 +79,10 @@ def generate(
     """Answer whole prompts (template included), in their order.
 
     A row stops behind the end marker, at end-of-sequence, after ``max_new_tokens`` or where the
-    model's positions end. temperature wants a temperature, nucleus top_p as well, contrastive alpha
-    and k; repetition_penalty goes with all but contrastive. Draws depend on ``seed`` and a prompt's
-    place in ``prompts`` alone, not on its batch. When memory runs out, the batch is halved and the
-    work goes on. progress: called with the number of prompts done. ValueError for a prompt that is
-    empty or fills the model's positions.
+    model's positions end. Draws depend on ``seed`` and a prompt's place in ``prompts`` alone, not
+    on its batch. When memory runs out, the batch is halved and the work goes on. progress: called
+    with the number of prompts done. ValueError for a prompt that is empty or fills the model's
+    positions, PromptTooLargeError for one that memory does not suffice for.
     """
     prompt_ids = _encode(model, tokenizer, prompts)
     stop = _stop(tokenizer)
@@ -92,22 +94,18 @@ def generate(
             stream = _start(
                 model,
                 *pad_left(batch, tokenizer.pad_token_id, model.device),
-                strategy=strategy,
-                temperature=temperature,
-                top_p=top_p,
-                repetition_penalty=repetition_penalty,
-                alpha=alpha,
-                k=k,
+                decoding,
                 seeds=[f"{seed}/{row}" for row in rows],
             )
-            return collect(stream, limits=_limits(model, batch, max_new_tokens), stop=stop)
+            return collect(stream, limits=_limits(model, batch, decoding.max_new_tokens), stop=stop)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
             if len(rows) == 1:
-                raise ValueError(
-                    f"out of memory with one prompt of {len(batch[0])} tokens: lower "
-                    f"decoding.max_new_tokens={max_new_tokens} or data.max_length"
+                raise PromptTooLargeError(
+                    rows[0],
+                    f"out of memory with one prompt of {len(batch[0])} tokens: shorten it or lower "
+                    f"decoding.max_new_tokens={decoding.max_new_tokens}",
                 ) from error
             return None
 
@@ -133,14 +131,8 @@ def stream(
     model: Any,
     tokenizer: Any,
     prompts: Sequence[str],
+    decoding: Decoding,
     *,
-    strategy: Strategy,
-    max_new_tokens: int,
-    temperature: float | None = None,
-    top_p: float | None = None,
-    repetition_penalty: float | None = None,
-    alpha: float | None = None,
-    k: int | None = None,
     seed: int,
     wanted: Callable[[int], bool] | None = None,
 ) -> Iterator[Piece]:
@@ -153,12 +145,7 @@ def stream(
     tokens = _start(
         model,
         *pad_left(prompt_ids, tokenizer.pad_token_id, model.device),
-        strategy=strategy,
-        temperature=temperature,
-        top_p=top_p,
-        repetition_penalty=repetition_penalty,
-        alpha=alpha,
-        k=k,
+        decoding,
         seeds=[f"{seed}/{row}" for row in range(len(prompts))],
     )
     finished = _stop(tokenizer)
@@ -172,7 +159,7 @@ def stream(
 
     written: list[list[int]] = [[] for _ in prompts]
     shown = ["" for _ in prompts]
-    limits = _limits(model, prompt_ids, max_new_tokens)
+    limits = _limits(model, prompt_ids, decoding.max_new_tokens)
     with _evaluating(model):
         for step in follow(tokens, limits=limits, stop=stop, written=written):
             running = [row for row, last in step if not last]
@@ -207,29 +194,23 @@ def _limits(model: Any, batch: Sequence[Sequence[int]], max_new_tokens: int) -> 
 
 
 def _start(
-    model: Any,
-    ids_BT: Tensor,
-    mask_BT: Tensor,
-    *,
-    strategy: Strategy,
-    temperature: float | None,
-    top_p: float | None,
-    repetition_penalty: float | None,
-    alpha: float | None,
-    k: int | None,
-    seeds: Sequence[str],
+    model: Any, ids_BT: Tensor, mask_BT: Tensor, decoding: Decoding, *, seeds: Sequence[str]
 ) -> Stream:
     """The stream of tokens that a strategy writes. seeds: one for each row."""
-    if strategy is Strategy.contrastive:
-        assert alpha is not None
-        assert k is not None
-        return contrastive_tokens(model, ids_BT, mask_BT, alpha=alpha, k=k)
+    if decoding.strategy is Strategy.contrastive:
+        assert decoding.alpha is not None
+        assert decoding.k is not None
+        return contrastive_tokens(model, ids_BT, mask_BT, fixed(decoding.alpha, decoding.k))
+    if decoding.strategy is Strategy.adaptive_contrastive:
+        assert decoding.q is not None
+        return contrastive_tokens(model, ids_BT, mask_BT, adaptive(decoding.q))
     choose: Choose = greedy
-    if strategy is not Strategy.greedy:
-        assert temperature is not None
-        choose = nucleus(seeds, temperature, 1.0 if top_p is None else top_p)
-    if repetition_penalty is not None:
-        choose = penalised(choose, repetition_penalty, ids_BT, mask_BT)
+    if decoding.strategy is not Strategy.greedy:
+        assert decoding.temperature is not None
+        top_p = 1.0 if decoding.top_p is None else decoding.top_p
+        choose = nucleus(seeds, decoding.temperature, top_p)
+    if decoding.repetition_penalty is not None:
+        choose = penalised(choose, decoding.repetition_penalty, ids_BT, mask_BT)
     return next_tokens(model, ids_BT, mask_BT, choose)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import fsum
 from typing import Any
 
-from dollyllama.config import Grader, Strategy
+from dollyllama.config import PASS_AT, Decoding, Grader
 from dollyllama.data.example import Example
 from dollyllama.data.prompt import format_prompt
 from dollyllama.data.tokens import EncodedExample
@@ -16,13 +18,19 @@ from dollyllama.evaluation import code, maths, sql, text
 from dollyllama.evaluation.loss import held_out_loss
 from dollyllama.evaluation.metric import Metric, mean_metric
 
-#: A completion's text and its example -> named scores, without those that cannot be given.
-SCORERS: dict[Grader, Callable[[str, Example], dict[str, float]]] = {
-    Grader.sql: lambda answer, example: sql.grade(answer, example.response, example.context),
-    Grader.maths: lambda answer, example: maths.grade(answer, example.response),
-    Grader.code: lambda answer, example: code.grade(answer, example.response),
-    Grader.text: lambda answer, example: text.grade(answer, example.response),
+#: A completion's text, its example and whether code is run -> named scores, without those that
+#: cannot be given.
+SCORERS: dict[Grader, Callable[[str, Example, bool], dict[str, float]]] = {
+    Grader.sql: lambda answer, example, _: sql.grade(answer, example.response, example.context),
+    Grader.maths: lambda answer, example, _: maths.grade(answer, example.response),
+    Grader.code: lambda answer, example, run_code: code.grade(
+        answer, example.response, example.context, execute=run_code
+    ),
+    Grader.text: lambda answer, example, _: text.grade(answer, example.response),
 }
+
+#: So many programs run at once: each takes a core, and time is one of its limits.
+_PROGRAMS = min(4, os.cpu_count() or 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,16 +63,11 @@ def evaluate(
     held_out: Sequence[EncodedExample],
     *,
     graders: dict[str, Grader],
-    strategy: Strategy,
-    max_new_tokens: int,
-    temperature: float | None,
-    top_p: float | None,
-    repetition_penalty: float | None,
-    alpha: float | None,
-    k: int | None,
+    decoding: Decoding,
     loss_examples: int,
     generate_examples: int,
     answers: int,
+    run_code: bool,
     batch_size: int,
     seed: int,
     progress: Callable[[str, int, int], None] | None = None,
@@ -72,8 +75,10 @@ def evaluate(
     """Measure a model on held-out examples, source by source in the order of their names.
 
     graders: one for each source. loss_examples, generate_examples: how many of each source, 0 for
-    none; see ``select``. answers: how many are drawn to one question. progress: called with "loss",
-    "answers" or "grading", the number done and the total.
+    none; see ``select``. answers: how many are drawn to one question. run_code: run answers in
+    Python against the tests of their examples (``code.grade``). progress: called with "loss",
+    "answers" or "grading", the number done and the total. ValueError and OSError where the sandbox
+    cannot be had.
     """
 
     def report(what: str, total: int) -> Callable[[int], None] | None:
@@ -95,23 +100,24 @@ def evaluate(
         model,
         tokenizer,
         prompts,
-        strategy=strategy,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        repetition_penalty=repetition_penalty,
-        alpha=alpha,
-        k=k,
+        decoding,
         batch_size=batch_size,
         seed=seed,
         progress=report("answers", len(prompts)),
     )
     grading = report("grading", len(prompts))
-    samples = []
-    for example, prompt, completion in zip(examples, prompts, completions, strict=True):
-        samples.append(grade(example, prompt, completion, graders[example.source]))
-        if grading is not None:
-            grading(len(samples))
+    samples: list[Sample] = []
+
+    def graded(example: Example, prompt: str, completion: Completion) -> Sample:
+        return grade(example, prompt, completion, graders[example.source], run_code=run_code)
+
+    with ThreadPoolExecutor(_PROGRAMS) as threads:
+        # The other graders are Python's own work, which threads would not hasten.
+        in_order = threads.map if run_code else map
+        for sample in in_order(graded, examples, prompts, completions):
+            samples.append(sample)
+            if grading is not None:
+                grading(len(samples))
     metrics = [*losses, *average(samples)]
     # A stable sort: within a source the loss first, then the scores in the grader's order.
     return Evaluated(sorted(metrics, key=lambda metric: metric.name.partition("/")[2]), samples)
@@ -131,7 +137,9 @@ def select(held_out: Sequence[EncodedExample], count: int) -> list[EncodedExampl
     return [encoded for own in chosen.values() for encoded in own]
 
 
-def grade(example: Example, prompt: str, completion: Completion, grader: Grader) -> Sample:
+def grade(
+    example: Example, prompt: str, completion: Completion, grader: Grader, *, run_code: bool
+) -> Sample:
     """Score one answer: by its source's grader, and by what can be said without a reference."""
     return Sample(
         source=example.source,
@@ -143,7 +151,7 @@ def grade(example: Example, prompt: str, completion: Completion, grader: Grader)
         stopped_by=completion.stopped_by,
         tokens=completion.tokens,
         scores={
-            **SCORERS[grader](completion.text, example),
+            **SCORERS[grader](completion.text, example, run_code),
             "stops": float(completion.stopped_by is StoppedBy.end_marker),
             "tokens": float(completion.tokens),
             **text.fluency(completion.text),
@@ -155,14 +163,35 @@ def average(samples: Sequence[Sample]) -> list[Metric]:
     """Mean scores by source; ``stops`` is the share that wrote the end marker.
 
     A score's n counts the questions that have it: several answers to one question are not
-    independent, so their mean is one observation.
+    independent, so their mean is one observation. Beside ``passes`` stands ``pass@k``, the chance
+    that one of k answers to a question passes, for each k up to the number of answers.
     """
     collected: dict[str, dict[str, list[float]]] = {}
     for sample in samples:
         for name, score in sample.scores.items():
             questions = collected.setdefault(f"{name}/{sample.source}", {})
             questions.setdefault(sample.id, []).append(score)
+    metrics = []
+    for name, questions in collected.items():
+        metrics.append(mean_metric(name, [fsum(each) / len(each) for each in questions.values()]))
+        what, _, source = name.partition("/")
+        if what == "passes":
+            metrics += pass_at(source, list(questions.values()))
+    return metrics
+
+
+def pass_at(source: str, questions: Sequence[Sequence[float]]) -> list[Metric]:
+    """The metrics ``pass@k``, from which answers to each question passed (1) or did not (0).
+
+    Chen et al. 2021, arXiv:2107.03374, eq. 1, for each k of ``PASS_AT`` up to the answers there
+    are; the error is over questions.
+    """
+    fewest = min(map(len, questions))
     return [
-        mean_metric(name, [fsum(each) / len(each) for each in questions.values()])
-        for name, questions in collected.items()
+        mean_metric(
+            f"pass@{k}/{source}",
+            [code.pass_at_k(len(each), round(fsum(each)), k) for each in questions],
+        )
+        for k in PASS_AT
+        if k <= fewest
     ]

@@ -13,7 +13,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
@@ -274,7 +274,7 @@ class Engine:
             self._model,
             self._tokenizer,
             [job.prompt for job in jobs],
-            **asdict(replace(jobs[0].decoding, max_new_tokens=longest)),
+            replace(jobs[0].decoding, max_new_tokens=longest),
             seed=secrets.randbits(32) if seed is None else seed,
             wanted=wanted,
         )

@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from dollyllama.config import Decoding, Strategy
+from dollyllama.config import CONTRASTIVE, Decoding, Strategy
 from dollyllama.data.prompt import format_prompt
 from dollyllama.serving.refusal import Refusal
 
@@ -187,7 +187,7 @@ class Asked(_Strict):
                 top_p=_first(self.top_p, default.top_p, 1.0),
                 repetition_penalty=penalty,
             )
-        if self.repetition_penalty is not None and default.strategy is Strategy.contrastive:
+        if self.repetition_penalty is not None and default.strategy in CONTRASTIVE:
             raise Refusal(
                 422,
                 "contradiction",
@@ -204,7 +204,7 @@ def _first(*values: float | None) -> float:
 
 def _with(decoding: Decoding, strategy: Strategy, **values: Any) -> Decoding:
     """The same length, another strategy with exactly its own values."""
-    nothing = dict.fromkeys(("temperature", "top_p", "repetition_penalty", "alpha", "k"))
+    nothing = dict.fromkeys(("temperature", "top_p", "repetition_penalty", "alpha", "k", "q"))
     return Decoding(strategy=strategy, max_new_tokens=decoding.max_new_tokens, **(nothing | values))
 
 

@@ -65,7 +65,7 @@ def main(arguments: Sequence[str]) -> int:
             model,
             tokenizer,
             [format_prompt(instruction)],
-            **asdict(run_config.decoding),
+            run_config.decoding,
             seed=run_config.seed,
         )
 
@@ -146,7 +146,7 @@ def _answer_file(run_config: Any, run: Path, source: Path, output: Path) -> int:
                 output,
                 start=done,
                 settings=settings,
-                decoding=asdict(run_config.decoding),
+                decoding=run_config.decoding,
                 batch_size=run_config.evaluation.batch_size,
                 seed=run_config.seed,
                 progress=lambda count: progress("lines", count, len(requests)),

@@ -10,7 +10,16 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from torch import Tensor
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from dollyllama.config import Decoding, Strategy
+
 BOS, EOS, PAD = 0, 1, 2
+
+
+def make_decoding(
+    strategy: Strategy = Strategy.greedy, max_new_tokens: int = 12, **values: Any
+) -> Decoding:
+    nothing = dict.fromkeys(("temperature", "top_p", "repetition_penalty", "alpha", "k", "q"))
+    return Decoding(strategy=strategy, max_new_tokens=max_new_tokens, **(nothing | values))
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:

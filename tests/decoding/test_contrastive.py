@@ -8,7 +8,12 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoTokenizer, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
-from dollyllama.decoding.contrastive import contrastive_search, most_probable, pick
+from dollyllama.decoding.contrastive import (
+    contrastive_search,
+    largest_similarity,
+    most_probable,
+    pick,
+)
 from dollyllama.decoding.generate import pad_left
 from tests.decoding.build import PAD, make_llama, random_prompts
 
@@ -157,17 +162,31 @@ def test_one_pass_a_token_after_the_prompt() -> None:
     assert lengths == [11, 4, 4, 4, 4, 4, 4]
 
 
+def choose(probability: Any, hidden: Any, context: Any, seen: Any, alpha: float) -> list[int]:
+    penalty = largest_similarity(hidden, context, seen)
+    k = torch.tensor([probability.shape[1]])
+    return pick(probability, penalty, k, torch.tensor([alpha]).double()).tolist()
+
+
 def test_of_equal_scores_the_more_probable_candidate_wins() -> None:
     hidden = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]]])
     context = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])
     seen = torch.tensor([[True, True]])
     probability = torch.tensor([[0.5, 0.25, 0.25]])
-    assert pick(probability, hidden, context, seen, alpha=1.0).tolist() == [0]
+    assert choose(probability, hidden, context, seen, alpha=1.0) == [0]
     # Hand-worked: the second is orthogonal to what is seen, 0.5 * 0.25 > 0.5 * 0.5 - 0.5 * 1.
     only_first = torch.tensor([[True, False]])
-    assert pick(probability, hidden, context, only_first, alpha=0.5).tolist() == [1]
+    assert choose(probability, hidden, context, only_first, alpha=0.5) == [1]
     # 0.9 * 0.5 - 0.1 = 0.35 > 0.9 * 0.25 = 0.225.
-    assert pick(probability, hidden, context, only_first, alpha=0.1).tolist() == [0]
+    assert choose(probability, hidden, context, only_first, alpha=0.1) == [0]
+
+
+def test_a_row_picks_among_its_own_k_and_by_its_own_alpha() -> None:
+    probability = torch.tensor([[0.4, 0.3, 0.2]] * 3)
+    penalty = torch.tensor([[0.9, 0.5, 0.1]] * 3)
+    k = torch.tensor([3, 2, 3])
+    alpha = torch.tensor([0.5, 0.5, 0.0], dtype=torch.float64)
+    assert pick(probability, penalty, k, alpha).tolist() == [2, 1, 0]
 
 
 def test_of_equally_probable_tokens_the_smaller_id_comes_first() -> None:

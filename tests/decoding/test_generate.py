@@ -23,13 +23,14 @@ from dollyllama.decoding.generate import (
     penalised,
     stream,
 )
-from tests.decoding.build import EOS, Scripted, make_llama, make_tokenizer
+from tests.decoding.build import EOS, Scripted, make_decoding, make_llama, make_tokenizer
 
 STRATEGIES: dict[Strategy, dict[str, Any]] = {
     Strategy.greedy: {},
     Strategy.temperature: {"temperature": 1.5},
     Strategy.nucleus: {"temperature": 1.5, "top_p": 0.95},
     Strategy.contrastive: {"alpha": 0.5, "k": 4},
+    Strategy.adaptive_contrastive: {"q": 2.0},
 }
 PROMPTS = ["Say no.", "a", "What is the third of these?", "??", "A rather longer prompt, of words."]
 
@@ -49,12 +50,10 @@ def run(
         model,
         tokenizer,
         prompts,
-        strategy=strategy,
-        max_new_tokens=max_new_tokens,
+        make_decoding(strategy, max_new_tokens, **STRATEGIES[strategy]),
         batch_size=batch_size,
         seed=seed,
         progress=progress,
-        **STRATEGIES[strategy],
     )
 
 
@@ -393,11 +392,10 @@ def test_a_penalty_of_one_is_none(
     llama: LlamaForCausalLM, byte_tokenizer: PreTrainedTokenizerFast
 ) -> None:
     prompts = ["One.", "Another one."]
-    options: dict[str, Any] = {"strategy": Strategy.greedy, "max_new_tokens": 30, "seed": 0}
 
     def answers(penalty: float | None) -> list[Completion]:
-        given: dict[str, Any] = {**options, "repetition_penalty": penalty, "batch_size": 2}
-        return generate(llama, byte_tokenizer, prompts, **given)
+        decoding = make_decoding(max_new_tokens=30, repetition_penalty=penalty)
+        return generate(llama, byte_tokenizer, prompts, decoding, batch_size=2, seed=0)
 
     assert answers(1.0) == answers(None) != answers(9.0)
 
@@ -410,11 +408,11 @@ def test_streamed_pieces_are_the_answers(
     llama: LlamaForCausalLM, byte_tokenizer: PreTrainedTokenizerFast, strategy: Strategy
 ) -> None:
     prompts = ["One.", "Another one.", "x" * 40]
-    options: dict[str, Any] = {"strategy": strategy, "max_new_tokens": 30, **STRATEGIES[strategy]}
-    expected = generate(llama, byte_tokenizer, prompts, batch_size=8, seed=3, **options)
+    decoding = make_decoding(strategy, 30, **STRATEGIES[strategy])
+    expected = generate(llama, byte_tokenizer, prompts, decoding, batch_size=8, seed=3)
     texts = ["", "", ""]
     completions: dict[int, Completion] = {}
-    for piece in stream(llama, byte_tokenizer, prompts, seed=3, **options):
+    for piece in stream(llama, byte_tokenizer, prompts, decoding, seed=3):
         assert piece.row not in completions
         texts[piece.row] += piece.text
         if piece.completion is not None:
@@ -442,9 +440,9 @@ def test_no_piece_shows_what_the_answer_does_not_hold(
 ) -> None:
     ids = byte_tokenizer(written, add_special_tokens=False).input_ids
     model = Scripted({"q": ids}, byte_tokenizer).eval()
-    options: dict[str, Any] = {"strategy": Strategy.greedy, "max_new_tokens": 60, "seed": 0}
-    pieces = list(stream(model, byte_tokenizer, ["q"], **options))
-    (expected,) = generate(model, byte_tokenizer, ["q"], batch_size=1, **options)
+    decoding = make_decoding(max_new_tokens=60)
+    pieces = list(stream(model, byte_tokenizer, ["q"], decoding, seed=0))
+    (expected,) = generate(model, byte_tokenizer, ["q"], decoding, batch_size=1, seed=0)
     assert pieces[-1].completion == expected
     assert "".join(piece.text for piece in pieces) == expected.text
     assert len(expected.text) < 5 or len(pieces) > 3
@@ -453,11 +451,12 @@ def test_no_piece_shows_what_the_answer_does_not_hold(
 def test_a_row_that_is_no_longer_wanted_ends(
     llama: LlamaForCausalLM, byte_tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    options: dict[str, Any] = {"strategy": Strategy.greedy, "max_new_tokens": 30, "seed": 0}
+    decoding = make_decoding(max_new_tokens=30)
     prompts = ["One.", "Another one."]
-    (_, alone) = generate(llama, byte_tokenizer, prompts, batch_size=2, **options)
+    (_, alone) = generate(llama, byte_tokenizer, prompts, decoding, batch_size=2, seed=0)
     done: dict[int, Completion] = {}
-    for piece in stream(llama, byte_tokenizer, prompts, wanted=lambda row: row == 1, **options):
+    wanted = (False, True).__getitem__
+    for piece in stream(llama, byte_tokenizer, prompts, decoding, seed=0, wanted=wanted):
         if piece.completion is not None:
             done[piece.row] = piece.completion
     assert done[0].tokens == 1

@@ -14,6 +14,7 @@ from dollyllama.data.sources import FORMATS
 from dollyllama.evaluation.code import (
     Problem,
     grade,
+    has_tests,
     is_python,
     pass_at_k,
     program,
@@ -192,10 +193,19 @@ def test_passes_is_scored_only_where_asked_for_and_where_there_are_tests() -> No
     assert grade("    return xs", WHOLE, context, execute=True) == {"parses": 1, "passes": 0}
     assert grade("return 1 +", WHOLE, context, execute=True) == {"parses": 0, "passes": 0}
     assert grade(WHOLE, WHOLE, execute=True) == {"parses": 1}
+    untested = context.replace(json.dumps(HALVES.test), '" "')
+    assert [has_tests(each) for each in (context, untested, "")] == [True, False, False]
+    assert grade(WHOLE, WHOLE, untested, execute=True) == {"parses": 1}
     for nothing in ("", "Paris", "# halves", "It halves."):
         assert grade(nothing, WHOLE, context, execute=True) == {"parses": 0, "passes": 0}
     late = RIGHT["the block with the function"]
     assert grade(late, WHOLE, context, execute=True) == {"parses": 1, "passes": 1}
+
+
+@pytest.mark.parametrize("context", ["", "CREATE TABLE a (b INT)", "1", '{"prompt": "x"}'])
+def test_the_context_of_another_format_is_no_problem(context: str) -> None:
+    assert read_problem(context) is None
+    assert grade("x = 1", "y = 2", context, execute=True) == {"parses": 1}
 
 
 @pytest.mark.parametrize("n", range(1, 7))

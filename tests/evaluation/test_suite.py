@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 import random
+import threading
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,9 +14,10 @@ from dollyllama.data.example import Example
 from dollyllama.data.prompt import format_prompt
 from dollyllama.data.tokens import EncodedExample, encode
 from dollyllama.decoding.generate import StoppedBy
-from dollyllama.evaluation import text
-from dollyllama.evaluation.suite import SCORERS, Evaluated, Sample, evaluate, select
-from tests.decoding.build import Scripted, make_llama, make_tokenizer
+from dollyllama.evaluation import suite, text
+from dollyllama.evaluation.sandbox import available
+from dollyllama.evaluation.suite import SCORERS, Evaluated, Sample, average, evaluate, select
+from tests.decoding.build import Scripted, make_decoding, make_llama, make_tokenizer
 
 SCHEMA = "CREATE TABLE head (name VARCHAR, age INTEGER)"
 
@@ -56,24 +59,24 @@ HELD_OUT = [
 GRADERS = {"sql": Grader.sql, "code": Grader.code}
 
 
-def run(held_out: list[EncodedExample] = HELD_OUT, **changes: Any) -> Evaluated:
+SCRIPT = {question: answer for question, (_, answer) in {**ANSWERS, **CODE}.items()}
+
+
+def run(
+    held_out: list[EncodedExample] = HELD_OUT, says: dict[str, str] = SCRIPT, **changes: Any
+) -> Evaluated:
     tokenizer = make_tokenizer()
     script = {
         format_prompt(question): tokenizer(answer, add_special_tokens=False).input_ids
-        for question, (_, answer) in {**ANSWERS, **CODE}.items()
+        for question, answer in says.items()
     }
     options: dict[str, Any] = {
         "graders": GRADERS,
-        "strategy": Strategy.greedy,
-        "max_new_tokens": 40,
-        "temperature": None,
-        "top_p": None,
-        "repetition_penalty": None,
-        "alpha": None,
-        "k": None,
+        "decoding": make_decoding(max_new_tokens=40),
         "loss_examples": 10,
         "generate_examples": 10,
         "answers": 1,
+        "run_code": False,
         "batch_size": 3,
         "seed": 0,
     }
@@ -93,11 +96,11 @@ def test_a_scorer_gives_the_reference_full_marks(grader: Grader) -> None:
     }
     answer = answers.get(grader, "Two words.")
     example = Example("a", 0, "q", answer, SCHEMA, "q")
-    scores = SCORERS[grader](answer, example)
+    scores = SCORERS[grader](answer, example, False)
     assert scores.keys() <= set(SCORES[grader])
     assert SCORES[grader][0] in scores
     assert set(scores.values()) == {1.0}
-    assert 0.0 in SCORERS[grader]("It is none of that )", example).values()
+    assert 0.0 in SCORERS[grader]("It is none of that )", example, False).values()
 
 
 def test_metrics_are_named_counted_and_averaged_by_source() -> None:
@@ -149,6 +152,86 @@ def test_several_answers_to_one_question_are_one_observation() -> None:
     assert thrice.metrics == once.metrics
 
 
+HALF = {
+    "prompt": "def half(x):\n",
+    "test": "def check(half):\n    assert half(4) == 2\n",
+    "entry_point": "half",
+}
+
+
+@pytest.mark.skipif(available() is not None, reason=str(available()))
+def test_answers_in_python_are_run_against_their_tests_where_asked_for() -> None:
+    reference = "def half(x):\n    return x // 2"
+    untested = json.dumps(HALF | {"test": " "})
+    held_out = [
+        make("code", "right", reference, json.dumps(HALF)),
+        make("code", "wrong", reference, json.dumps(HALF)),
+        make("code", "untested", reference, untested),
+        make("code", "plain", reference),
+    ]
+    answers = {
+        "right": "return x // 2\n### End",
+        "wrong": "return x\n### End",
+        "untested": "return x // 2\n### End",
+        "plain": "return x // 2\n### End",  # a line outside of any function
+    }
+    measured = run(held_out, answers, run_code=True)
+    passes = {sample.prompt: sample.scores.get("passes") for sample in measured.samples}
+    wanted: dict[str, float | None] = {"right": 1, "wrong": 0, "untested": None, "plain": None}
+    assert passes == {format_prompt(name): score for name, score in wanted.items()}
+    metrics = {metric.name: (metric.value, metric.n) for metric in measured.metrics}
+    assert metrics["passes/code"] == metrics["pass@1/code"] == (0.5, 2)
+    assert metrics["parses/code"] == (1.0, 4)
+    unrun = run(held_out, answers, run_code=False)
+    assert not any("pass" in name for sample in unrun.samples for name in sample.scores)
+    assert not any(metric.name.startswith("pass") for metric in unrun.metrics)
+
+
+def test_programs_run_side_by_side_and_their_scores_stay_in_order(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The first waits for the last, so that one after the other would never end."""
+    first, last = sorted(
+        [make("code", "one", "a"), make("code", "two", "b")], key=lambda each: each.example.id
+    )
+    last_is_graded = threading.Event()
+
+    def grade(answer: str, reference: str, context: str, *, execute: bool) -> dict[str, float]:
+        assert execute
+        if reference == last.example.response:
+            last_is_graded.set()
+            return {"passes": 0.0}
+        assert last_is_graded.wait(60)
+        return {"passes": 1.0}
+
+    monkeypatch.setattr(suite, "_PROGRAMS", 2)
+    monkeypatch.setattr(suite.code, "grade", grade)
+    answers = {"one": "x", "two": "x"}
+    samples = run([last, first], answers, run_code=True).samples
+    assert [sample.scores["passes"] for sample in samples] == [1.0, 0.0]
+
+
+def answered(question: str, *passes: float) -> list[Sample]:
+    return [
+        Sample("code", 0, question, "", "", "", StoppedBy.eos, 1, {"passes": each})
+        for each in passes
+    ]
+
+
+def test_pass_at_k_is_by_hand_and_only_for_as_many_answers_as_there_are() -> None:
+    samples = [*answered("a", *[1, 0, 1, 0, 0, 0, 0, 0, 0, 0]), *answered("b", *[0] * 10)]
+    metrics = {metric.name: metric for metric in average(samples)}
+    assert list(metrics) == ["passes/code", "pass@1/code", "pass@5/code", "pass@10/code"]
+    values = {name: (metric.value, metric.n) for name, metric in metrics.items()}
+    assert values["passes/code"] == values["pass@1/code"] == (0.1, 2)
+    # 2 of a's 10 pass: of 252 draws of 5, C(8, 5) = 56 hold neither.
+    assert values["pass@5/code"] == (pytest.approx((1 - 56 / 252 + 0) / 2), 2)
+    assert values["pass@10/code"] == (0.5, 2)
+    assert metrics["pass@10/code"].standard_error == pytest.approx(0.5)
+    few = [metric.name for metric in average([*samples, *answered("c", 1, 1, 1, 1)])]
+    assert few == ["passes/code", "pass@1/code"]
+
+
 def test_nothing_is_measured_where_nothing_is_asked_for() -> None:
     assert {metric.name for metric in run(generate_examples=0).metrics} == {
         "loss/all",
@@ -194,20 +277,18 @@ def test_progress_says_what_is_done_of_how_many() -> None:
     ],
 )
 def test_every_strategy_serves(decoding: dict[str, Any]) -> None:
-    keys = ("temperature", "top_p", "repetition_penalty", "alpha", "k")
-    options: dict[str, Any] = dict.fromkeys(keys)
     evaluated = evaluate(
         make_llama(positions=512),
         make_tokenizer(),
         HELD_OUT,
         graders=GRADERS,
-        max_new_tokens=8,
+        decoding=make_decoding(max_new_tokens=8, **decoding),
         loss_examples=2,
         generate_examples=2,
         answers=1,
+        run_code=False,
         batch_size=4,
         seed=0,
-        **(options | decoding),
     )
     assert len(evaluated.samples) == 4
     assert {sample.stopped_by for sample in evaluated.samples} == {StoppedBy.length}

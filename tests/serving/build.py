@@ -19,6 +19,7 @@ GREEDY = Decoding(
     repetition_penalty=None,
     alpha=None,
     k=None,
+    q=None,
 )
 CONTRASTIVE = Decoding(
     strategy=Strategy.contrastive,
@@ -28,6 +29,7 @@ CONTRASTIVE = Decoding(
     repetition_penalty=None,
     alpha=0.6,
     k=4,
+    q=None,
 )
 NUCLEUS = Decoding(
     strategy=Strategy.nucleus,
@@ -37,6 +39,7 @@ NUCLEUS = Decoding(
     repetition_penalty=None,
     alpha=None,
     k=None,
+    q=None,
 )
 
 

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +94,7 @@ def stepped(bytes_tokenizer: Any) -> Iterator[Stepped]:
 
 
 def alone(model: Any, tokenizer: Any, prompt: str, decoding: Any = GREEDY) -> Completion:
-    return generate(model, tokenizer, [prompt], **asdict(decoding), batch_size=1, seed=0)[0]
+    return generate(model, tokenizer, [prompt], decoding, batch_size=1, seed=0)[0]
 
 
 def test_the_official_client_chats(served: Served, model: Any, tokenizer: Any) -> None:

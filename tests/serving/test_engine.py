@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -50,14 +50,14 @@ def test_a_batch_answers_as_generate_does_one_by_one(
     answers = ask(make_engine(model, tokenizer), PROMPTS, decoding)
     assert batches == [4]
     for prompt, answer in zip(PROMPTS, answers, strict=True):
-        (alone,) = generate(model, tokenizer, [prompt], **asdict(decoding), batch_size=1, seed=0)
+        (alone,) = generate(model, tokenizer, [prompt], decoding, batch_size=1, seed=0)
         assert (answer.text, answer.tokens) == (alone.text, alone.tokens)
 
 
 def test_a_seed_draws_as_generate_does_whatever_else_waits(model: Any, tokenizer: Any) -> None:
     answers = ask(make_engine(model, tokenizer), PROMPTS, NUCLEUS, seed=7)
     alone = [
-        generate(model, tokenizer, [prompt], **asdict(NUCLEUS), batch_size=1, seed=7)[0].text
+        generate(model, tokenizer, [prompt], NUCLEUS, batch_size=1, seed=7)[0].text
         for prompt in PROMPTS
     ]
     assert [answer.text for answer in answers] == alone

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import shutil
 from pathlib import Path
@@ -13,6 +14,7 @@ from dollyllama import answers
 from dollyllama.__main__ import main
 from dollyllama.config import RowFormat
 from dollyllama.data.sources import FORMATS, sql_instruction
+from dollyllama.decoding.generate import PromptTooLargeError
 
 GOOD: list[dict[str, Any]] = [
     {"instruction": "Name a bird.", "id": 7},
@@ -103,6 +105,66 @@ def test_a_half_written_output_is_continued_to_the_same_answers(
         assert output.read_bytes() == whole
 
 
+def test_a_mended_line_is_asked_again_and_what_stands_behind_it(
+    small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answers, "_WINDOW_BATCHES", 1)
+    drawn = ("decoding=nucleus", "decoding.max_new_tokens=8")
+    good = '{"instruction": "Name a fish."}'
+    fresh = tmp_path / "fresh.jsonl"
+    assert generate(small_run, write_input(tmp_path / "a.jsonl", good), fresh, *drawn) == 0
+    output = tmp_path / "out.jsonl"
+    source = write_input(tmp_path / "in.jsonl", "{")
+    assert generate(small_run, source, output, *drawn) == 1
+    write_input(source, good)
+    assert generate(small_run, source, output, *drawn) == 0
+    assert output.read_bytes() == fresh.read_bytes()
+    # Another input is no mended one, even where this one's line was damaged.
+    write_input(source, "{")
+    output.unlink()
+    assert generate(small_run, source, output, *drawn) == 1
+    before = output.read_bytes()
+    source.write_text(f"{good}\n" * 4, encoding="utf-8")
+    assert generate(small_run, source, output, *drawn) == 2
+    assert output.read_bytes() == before
+
+
+def test_an_input_stands_below_its_instruction_as_in_training(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        {"instruction": "Sort these.", "input": "3, 1"},
+        {"instruction": "Sort these.", "input": "<noinput>"},
+        {"instruction": "Sort these.", "input": None},
+        {"instruction": "Sort these.", "input": 7},
+    ]
+    data = "\n".join(json.dumps(row) for row in rows).encode()
+    (tmp_path / "in.jsonl.gz").write_bytes(gzip.compress(data))
+    requests = answers.read_requests(tmp_path / "in.jsonl.gz")
+    trained = FORMATS[RowFormat.alpaca].read({**rows[0], "output": "1, 3"}).instruction
+    assert [each.instruction for each in requests] == [trained, "Sort these.", "Sort these.", ""]
+    assert requests[3].error == "input is no text"
+    (tmp_path / "half.gz").write_bytes(gzip.compress(data)[:-9])
+    with pytest.raises(ValueError, match=r"half\.gz is not a whole gzip file"):
+        answers.read_requests(tmp_path / "half.gz")
+
+
+def test_a_prompt_too_large_for_the_memory_is_named_and_the_others_answered(
+    small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = answers.generate
+
+    def scarce(model: Any, tokenizer: Any, prompts: list[str], *rest: Any, **how: Any) -> Any:
+        for row, prompt in enumerate(prompts):
+            if "Huge" in prompt:
+                raise PromptTooLargeError(row, "out of memory with one prompt")
+        return real(model, tokenizer, prompts, *rest, **how)
+
+    monkeypatch.setattr(answers, "generate", scarce)
+    source = write_input(tmp_path / "in.jsonl", '{"instruction": "Huge."}')
+    assert generate(small_run, source, tmp_path / "out.jsonl") == 1
+    rows = read(tmp_path / "out.jsonl")
+    assert ["error" in row for row in rows] == [False, True, False, False]
+
+
 @pytest.mark.parametrize("damage", ["output", "settings"])
 def test_a_damaged_output_is_named(
     small_run: Path, tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]
@@ -178,18 +240,25 @@ def test_an_input_is_not_written_over(
     assert source.read_bytes() == before
 
 
+@pytest.mark.parametrize("recorded", [True, False])
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json"])
 def test_a_damaged_adapter_is_named(
-    small_run: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+    small_run: Path, tmp_path: Path, name: str, recorded: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = shutil.copytree(small_run, tmp_path / "run")
     file = run / "adapter" / name
+    said = f"{file} is missing"
     if name.endswith(".json"):
         file.write_text("{", encoding="utf-8")
+        said = f"{name} differs" if recorded else f"{file} is damaged"
     else:
         file.unlink()
+    if not recorded:  # as runs of an earlier version are
+        origin = json.loads((run / "provenance.json").read_text(encoding="utf-8"))
+        del origin["adapter"]
+        (run / "provenance.json").write_text(json.dumps(origin), encoding="utf-8")
     assert main(["generate", str(run), "--instruction", "a"]) == 2
-    assert f"{file} is" in capsys.readouterr().err
+    assert said in capsys.readouterr().err
 
 
 def test_what_is_required_is_the_run_alone(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,198 @@
+"""Contrastive search beside greedy search and the classic way, on a Llama of 110 M parameters.
+
+    python -m benchmarks.decode
+
+One process, float32, random weights: the cost of a token does not depend on what it is. The classic
+way is that of transformers 4.46.3, the last that had contrastive search: k copies of the cache, a
+pass over k rows, and the chosen copy kept. Each side reads the same prompt and then writes the same
+number of tokens; the sides take turns after a round that does not count. Time a token leaves out
+reading the prompt. Ratios are taken within a round, and shown as median and range over the rounds.
+Peak memory is that of a process of its own for each side, above what the loaded model takes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
+
+from dollyllama.decoding.contrastive import contrastive_tokens, largest_similarity, pick
+from dollyllama.decoding.generate import greedy, next_tokens
+from dollyllama.decoding.penalty import adaptive, fixed
+from dollyllama.decoding.stream import Stream
+
+ALPHA, K, Q = 0.6, 4, 1.0
+
+
+@torch.no_grad()
+def classic(model: Any, ids_BT: Tensor, mask_BT: Tensor) -> Stream:
+    """Contrastive search with k copies of the cache, for prompts without padding."""
+    cache = DynamicCache(config=model.config)
+    rows = len(ids_BT)
+    out = model(input_ids=ids_BT, past_key_values=cache, use_cache=True, output_hidden_states=True)
+    context_BTD, logits_BV = out.hidden_states[-1], out.logits[:, -1].float()
+    k_B = torch.full((rows,), K)
+    alpha_B = torch.full((rows,), ALPHA, dtype=torch.float64)
+    every_B = torch.arange(rows)
+    while True:
+        probability_BK, candidate_BK = logits_BV.softmax(dim=-1).topk(K, dim=-1)
+        cache.batch_repeat_interleave(K)
+        out = model(
+            input_ids=candidate_BK.view(-1, 1),
+            past_key_values=cache,
+            use_cache=True,
+            output_hidden_states=True,
+        )
+        hidden_BKD = out.hidden_states[-1].view(rows, K, -1)
+        # As there, the context is copied for each candidate and its length taken anew.
+        copied_BTD = normalize(context_BTD.repeat_interleave(K, dim=0), dim=-1)
+        penalty_BK = largest_similarity(
+            normalize(hidden_BKD.reshape(rows * K, 1, -1), dim=-1),
+            copied_BTD,
+            torch.ones(copied_BTD.shape[:2], dtype=torch.bool),
+        ).view(rows, K)
+        chosen_B = pick(probability_BK, penalty_BK, k_B, alpha_B)
+        context_BTD = torch.cat([context_BTD, hidden_BKD[every_B, chosen_B][:, None]], dim=1)
+        cache.batch_select_indices(every_B * K + chosen_B)
+        logits_BV = out.logits.view(rows, K, -1)[every_B, chosen_B].float()
+        yield candidate_BK[every_B, chosen_B]
+
+
+#: A model, prompts and where they are no padding -> the tokens.
+SIDES: dict[str, Callable[[Any, Tensor, Tensor], Stream]] = {
+    "greedy": lambda model, ids, mask: next_tokens(model, ids, mask, greedy),
+    "contrastive": lambda model, ids, mask: contrastive_tokens(model, ids, mask, fixed(ALPHA, K)),
+    "adaptive": lambda model, ids, mask: contrastive_tokens(model, ids, mask, adaptive(Q)),
+    "classic": classic,
+}
+
+
+def make_model(positions: int) -> Any:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=32_000,
+        hidden_size=768,
+        intermediate_size=2_048,
+        num_hidden_layers=12,
+        num_attention_heads=12,
+        max_position_embeddings=positions,
+        tie_word_embeddings=True,
+    )
+    model = LlamaForCausalLM(config).eval()
+    return model.cuda() if torch.cuda.is_available() else model
+
+
+def write(
+    side: str, model: Any, *, batch: int, context: int, tokens: int
+) -> tuple[list[list[int]], float]:
+    """Write ``tokens`` tokens behind random prompts: tokens by step, and seconds a step."""
+    generator = torch.Generator().manual_seed(context)
+    ids_BT = torch.randint(3, 32_000, (batch, context), generator=generator).to(model.device)
+    stream = SIDES[side](model, ids_BT, torch.ones_like(ids_BT))
+    written = [next(stream).tolist()]
+    start = time.perf_counter()
+    written += [stream.send(None).tolist() for _ in range(tokens - 1)]
+    seconds = (time.perf_counter() - start) / (tokens - 1)
+    stream.close()
+    return written, seconds
+
+
+def peak_mib(side: str, *, batch: int, context: int, tokens: int) -> float:
+    """Peak memory of decoding, in MiB above the loaded model, in this process."""
+    model = make_model(context + tokens)
+    if torch.cuda.is_available():
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        write(side, model, batch=batch, context=context, tokens=tokens)
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    write(side, model, batch=1, context=8, tokens=2)  # what any first pass takes
+    before = _resident_kib("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak begins anew
+    write(side, model, batch=batch, context=context, tokens=tokens)
+    return (_resident_kib("VmHWM") - before) / 1024
+
+
+def _resident_kib(field: str) -> int:
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return int(status.partition(f"{field}:")[2].split()[0])
+
+
+def measure_memory(batch: int, context: int, tokens: int) -> dict[str, float]:
+    """Each side's peak in MiB, in a process of its own."""
+    peaks = {}
+    for side in SIDES:
+        case = json.dumps({"batch": batch, "context": context, "tokens": tokens})
+        command = [sys.executable, "-m", "benchmarks.decode", "--memory-of", side, "--case", case]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        peaks[side] = float(done.stdout.splitlines()[-1])
+    return peaks
+
+
+def spread(ratios: list[float]) -> str:
+    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--contexts", type=int, nargs="+", default=[64, 256, 1024])
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 4])
+    parser.add_argument("--tokens", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--memory-of", choices=SIDES, help=argparse.SUPPRESS)
+    parser.add_argument("--case", type=json.loads, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.memory_of:
+        print(peak_mib(arguments.memory_of, **arguments.case))
+        return
+    model = make_model(max(arguments.contexts) + arguments.tokens)
+    count = sum(weights.numel() for weights in model.parameters())
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    print(
+        f"{count / 1e6:.0f} M parameters, float32, alpha {ALPHA}, k {K}, adaptive q {Q}, {device}, "
+        f"{torch.get_num_threads()} threads, {arguments.tokens} tokens, {arguments.rounds} rounds"
+    )
+    print(
+        f"{'batch':>5} {'context':>7} {'greedy ms':>9}  {'contrastive / greedy':<22}"
+        f"{'adaptive / greedy':<22}{'classic / contrastive':<22}{'peak MiB: ' + ', '.join(SIDES)}"
+    )
+    for batch in arguments.batches:
+        for context in arguments.contexts:
+            seconds: dict[str, list[float]] = {side: [] for side in SIDES}
+            for number in range(arguments.rounds + 1):
+                order = list(SIDES) if number % 2 else list(reversed(SIDES))
+                tokens = {}
+                for side in order:
+                    tokens[side], took = write(
+                        side, model, batch=batch, context=context, tokens=arguments.tokens
+                    )
+                    if number:
+                        seconds[side].append(took)
+                assert tokens["contrastive"] == tokens["classic"], "the sides write other tokens"
+
+            def ratio(one: str, other: str, times: dict[str, list[float]] = seconds) -> str:
+                pairs = zip(times[one], times[other], strict=True)
+                return spread([first / second for first, second in pairs])
+
+            peaks = measure_memory(batch, context, arguments.tokens)
+            print(
+                f"{batch:>5} {context:>7} {statistics.median(seconds['greedy']) * 1e3:>9.1f}  "
+                f"{ratio('contrastive', 'greedy'):<22}{ratio('adaptive', 'greedy'):<22}"
+                f"{ratio('classic', 'contrastive'):<22}"
+                f"{', '.join(f'{peak:.0f}' for peak in peaks.values())}",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
