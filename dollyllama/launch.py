@@ -16,6 +16,7 @@ import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -134,6 +135,7 @@ def task(composed: DictConfig) -> None:
         from dollyllama import preflight
 
         preflight.check(run_config)
+        preflight.check_sandbox(run_config)
         _run(run_config, folder)
 
 
@@ -329,10 +331,18 @@ def _resumed_config(folder: Path, composed: DictConfig, overrides: Sequence[str]
     return config.build(saved, str(folder / "config.yaml"))
 
 
-def reopen_run(folder: Path, overrides: Sequence[str], *, sections: Sequence[str]) -> config.Run:
+def reopen_run(
+    folder: Path,
+    overrides: Sequence[str],
+    *,
+    sections: Sequence[str],
+    sources: dict[str, config.Source] | None = None,
+) -> config.Run:
     """The config of the finished run in ``folder``, with overrides in ``sections`` alone.
 
-    ValueError in one line for another section, or when ``folder`` is no run.
+    sources: what to take in place of the run's own data; the run's primary metric then becomes null
+    where it is that of an own source. ValueError in one line for another section, or when
+    ``folder`` is no run.
     """
     saved = config.read(_config_file(folder))
     composed = _compose(overrides)  # a typo is told by its nearest name
@@ -344,6 +354,14 @@ def reopen_run(folder: Path, overrides: Sequence[str], *, sections: Sequence[str
             )
     for key in keys:
         OmegaConf.update(saved, key, OmegaConf.select(composed, key), merge=False)
+    if sources is not None:
+        own = OmegaConf.select(saved, "data.sources") or {}
+        primary = str(OmegaConf.select(saved, "evaluation.primary"))
+        if primary.partition("/")[2] in own and "evaluation.primary" not in keys:
+            OmegaConf.update(saved, "evaluation.primary", None)
+        replacement = {name: asdict(source) for name, source in sources.items()}
+        OmegaConf.update(saved, "data.sources", replacement, merge=False)
+        OmegaConf.update(saved, "data.root", None)
     return config.build(saved, str(folder / "config.yaml"))
 
 

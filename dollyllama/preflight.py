@@ -15,6 +15,7 @@ from typing import Any
 from dollyllama import config, embedded
 from dollyllama.data.sources import locate
 from dollyllama.embedded import EMBEDDED
+from dollyllama.evaluation import sandbox
 
 #: The linear layers of a decoder block of the Llama family, and the head.
 LLAMA_LINEARS = (
@@ -46,6 +47,15 @@ def check(run: config.Run) -> None:
             revision=source.revision,
             split=source.split,
             root=run.data.root,
+        )
+
+
+def check_sandbox(run: config.Run) -> None:
+    """ValueError when the answers that ``run`` evaluates are to be run and cannot be here."""
+    if run.evaluation.run_code and (reason := sandbox.available()) is not None:
+        raise ValueError(
+            f"evaluation.run_code=true, but programs cannot be run here: {reason}: set "
+            f"evaluation.run_code=false"
         )
 
 

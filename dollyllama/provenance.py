@@ -35,6 +35,9 @@ PACKAGES = (
 #: Weight files beyond this are not read for their digest: it would cost more than it tells.
 MAX_DIGESTED_BYTES = 2**31
 
+#: What an adapter is, in PEFT's format.
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+
 _PACKAGE = Path(__file__).parent
 
 
@@ -172,6 +175,11 @@ def describe_weights(base_model: str, revision: str | None) -> dict[str, Any]:
             for path in files
         },
     }
+
+
+def describe_adapter(folder: Path) -> dict[str, str]:
+    """SHA-256 of the files in an adapter's folder that decide what it computes."""
+    return {name: digest(folder / name) for name in ADAPTER_FILES if (folder / name).is_file()}
 
 
 def _weights_digest(path: Path) -> str | None:

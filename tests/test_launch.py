@@ -110,6 +110,8 @@ REFUSED = {
     "lora=pissa": "use quantization=none or lora=lora",
     # keys without effect
     "decoding.alpha=0.5": "has no effect with decoding.strategy=greedy",
+    "evaluation.run_code=true": "no source has rows with tests",
+    "evaluation.primary=passes/code": "is not measured by this run: did you mean parses/code?",
     "optimizer.momentum=0.9": "has no effect with optimizer.name=adamw",
     "trainer.checkpoint_steps=null": "trainer.keep_checkpoints goes with trainer.checkpoint_steps",
     # no value
@@ -136,6 +138,46 @@ def test_a_bad_argument_ends_in_one_line_and_status_2(
     assert REFUSED[argument] in lines[0]
     assert [path for path in working_folder.rglob("*") if path.is_file()] == []
     assert list(working_folder.glob("runs/*")) == []
+
+
+TESTED = "+source@data.sources.humaneval=humaneval"
+
+
+@pytest.mark.parametrize("what", ["passes", "pass@1", "pass@5"])
+def test_what_answers_in_python_pass_decides_only_where_they_are_run(what: str) -> None:
+    drawn = [TESTED, "decoding=nucleus", "evaluation.answers=5"]
+    primary = f"evaluation.primary={what}/humaneval"
+    run = launch.compose_run([*drawn, primary, "evaluation.run_code=true"])
+    assert run.evaluation.primary == f"{what}/humaneval"
+    refused = [
+        [*drawn, primary],
+        [*drawn, f"evaluation.primary={what}/code", "evaluation.run_code=true"],
+        [*drawn, "data.sources.humaneval.grader=text", primary],
+        [*drawn, "evaluation.primary=pass@10/humaneval", "evaluation.run_code=true"],
+    ]
+    for overrides in refused:
+        with pytest.raises(ValueError, match=r"evaluation\.primary=\S+ is not measured"):
+            launch.compose_run(overrides)
+
+
+def test_running_code_without_answers_or_tests_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"no effect with evaluation\.generate_examples=0"):
+        launch.compose_run([TESTED, "evaluation=loss_only", "evaluation.run_code=true"])
+    with pytest.raises(ValueError, match=r"no source has rows with tests \(format=humaneval"):
+        launch.compose_run(
+            [TESTED, "data.sources.humaneval.grader=text", "evaluation.run_code=true"]
+        )
+
+
+def test_code_that_cannot_be_run_is_refused_before_anything_is_loaded(
+    launched: Launch,
+    started: list[tuple[config.Run, Path]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(preflight.sandbox, "available", lambda: "no namespaces")
+    status, lines = launched(TESTED, "evaluation.run_code=true")
+    assert (status, len(lines), started) == (2, 1, [])
+    assert "no namespaces" in lines[0]
 
 
 YAML = {

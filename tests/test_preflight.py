@@ -96,6 +96,20 @@ def test_a_model_of_the_hub_is_checked_where_it_is_cached(
         preflight.check(composed("someone/small", "data.max_length=513"))
 
 
+TESTED = ("+source@data.sources.humaneval=humaneval", "evaluation.run_code=true")
+
+
+def test_code_that_cannot_be_run_here_is_refused_with_the_reason(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(preflight.sandbox, "available", lambda: "no namespaces")
+    preflight.check_sandbox(launch.compose_run([]))
+    with pytest.raises(ValueError, match=r"run_code=true, .* no namespaces: .*run_code=false"):
+        preflight.check_sandbox(launch.compose_run(TESTED))
+    monkeypatch.setattr(preflight.sandbox, "available", lambda: None)
+    preflight.check_sandbox(launch.compose_run(TESTED))
+
+
 def test_a_data_folder_that_is_not_there_is_refused(model: Path) -> None:
     with pytest.raises(ValueError, match=r"data\.root=/nowhere: there is no such folder"):
         preflight.check(composed(model, "data.root=/nowhere"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import signal
@@ -19,7 +20,7 @@ from dollyllama.data.prepare import prepare
 from dollyllama.data.prompt import END_MARKER
 from dollyllama.evaluation.metric import Metric
 from dollyllama.files import read_json_lines
-from dollyllama.run import Result, Status, check_base, measure, restore, run
+from dollyllama.run import Result, Status, check_adapter, check_base, measure, restore, run
 from dollyllama.summary import next_commands, summary
 from dollyllama.tracking import Tracker
 from dollyllama.training.fit import Diverged
@@ -307,3 +308,25 @@ def test_an_adapter_is_not_put_on_another_base(
     (folder / "provenance.json").write_text("{", encoding="utf-8")
     with pytest.raises(ValueError, match=r"provenance\.json is damaged"):
         restore(run_config, folder)
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json"])
+def test_an_adapter_that_was_changed_is_refused_where_its_digest_is_known(
+    name: str, finished: tuple[Path, Result], tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished[0], folder)
+    file = folder / "adapter" / name
+    origin = read(folder, "provenance.json")
+    assert origin["adapter"][name] == hashlib.sha256(file.read_bytes()).hexdigest()
+    # The README is the reader's to edit.
+    (folder / "adapter" / "README.md").write_text("Mine.", encoding="utf-8")
+    check_adapter(folder)
+    file.write_bytes(file.read_bytes().replace(b"lora_A", b"lora_a").replace(b"LORA", b"lora"))
+    with pytest.raises(ValueError, match=rf"not the one that was trained: {name} differs") as said:
+        restore(config.load(folder / "config.yaml"), folder)
+    assert "\n" not in str(said.value)
+    # Runs of an earlier version kept none.
+    del origin["adapter"]
+    (folder / "provenance.json").write_text(json.dumps(origin), encoding="utf-8")
+    check_adapter(folder)

@@ -7,6 +7,7 @@ folders, Parquet, CSV, saved data sets) is read through ``datasets``.
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
 import hashlib
@@ -55,7 +56,7 @@ class Fields:
 _NO_INPUT = frozenset({"noinput", "noinputn", "none", "na", "notapplicable"})
 
 
-def _join_input(instruction: str, given: str) -> Fields:
+def join_input(instruction: str, given: str) -> Fields:
     """Append an optional input after a newline; a marker that stands for none is left out."""
     bare = given.strip()
     if not bare:
@@ -78,7 +79,7 @@ def read_alpaca(row: Row) -> Fields:
 
     Taori et al. 2023 has a second template for rows with input; the recipe uses one for all.
     """
-    joined = _join_input(row["instruction"], row.get("input") or "")
+    joined = join_input(row["instruction"], row.get("input") or "")
     response = _one_of(row, *_RESPONSES)
     return Fields(joined.instruction, response, repairs=joined.repairs)
 
@@ -98,7 +99,7 @@ def read_grade_school_math(row: Row) -> Fields:
 
 def read_databricks_dolly(row: Row) -> Fields:
     """instruction, context, response; the context goes below the instruction."""
-    joined = _join_input(row["instruction"], row.get("context") or "")
+    joined = join_input(row["instruction"], row.get("context") or "")
     return Fields(joined.instruction, row["response"], repairs=joined.repairs)
 
 
@@ -358,8 +359,22 @@ def digest_rows(rows: list[Row]) -> dict[str, str]:
 # --- reading ------------------------------------------------------------------------------------
 
 
-def read_rows(place: Place, *, name: str, split: str) -> list[Row]:
-    """Read all rows of a place, in upstream's order. ValueError in one line when it cannot be."""
+@dataclass(frozen=True, slots=True)
+class Damaged:
+    """A line of a JSON Lines file that holds no row. number: from 1. problem: "is not …"."""
+
+    number: int
+    problem: str
+
+
+def read_rows(
+    place: Place, *, name: str, split: str, damaged: list[Damaged] | None = None
+) -> list[Row]:
+    """Read all rows of a place, in upstream's order. ValueError in one line when it cannot be.
+
+    damaged: takes those lines of a JSON Lines file that hold no row; without it the first is an
+    error.
+    """
     if place.local is None:
         rows = _read_hub(place, name=name, split=split)
     elif place.local.is_dir():
@@ -367,50 +382,77 @@ def read_rows(place: Place, *, name: str, split: str) -> list[Row]:
     elif place.local.name.endswith((".parquet", ".csv")):
         rows = _read_table(place.local, name=name)
     elif place.local.name.endswith(SUFFIXES):
-        rows = _read_json(place.local, name=name)
+        rows = _read_json(place.local, name=name, damaged=damaged)
     else:
         raise ValueError(
             f"data.sources.{name}: {place.local} is none of {', '.join(SUFFIXES)} and no folder"
         )
     if not rows:
-        raise ValueError(f"data.sources.{name}: {place.name} has no rows")
+        why = f": line {damaged[0].number} {damaged[0].problem}" if damaged else ""
+        raise ValueError(f"data.sources.{name}: {place.name} has no rows{why}")
     return rows
 
 
-def _read_json(path: Path, *, name: str) -> list[Row]:
+def _read_json(path: Path, *, name: str, damaged: list[Damaged] | None) -> list[Row]:
     """JSON Lines, or one JSON list. Lines end at line feeds alone: U+2028 belongs to a string."""
     where = f"data.sources.{name}: {path}"
     try:
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ValueError(f"{where} is not a whole gzip file ({error}): copy it again") from error
+    data = data.removeprefix(codecs.BOM_UTF8)
+    if data.lstrip()[:1] == b"[":
+        return _read_list(data, where)
+    rows: list[Row] = []
+    for number, line in enumerate(data.split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            rows.append(_read_line(line))
+        except ValueError as error:
+            if damaged is None:
+                raise ValueError(f"{where} line {number} {error}") from error
+            damaged.append(Damaged(number, str(error)))
+    return rows
+
+
+def _read_line(line: bytes) -> Row:
+    """One row. ValueError whose text says what the line is not."""
     try:
-        text = data.decode("utf-8-sig")
+        row = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise ValueError("is not UTF-8: convert the file to UTF-8") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"is not JSON: {_why(error)}") from error
+    if not isinstance(row, dict):
+        raise ValueError(f"is a {type(row).__name__}, not an object with columns")
+    return row
+
+
+def _read_list(data: bytes, where: str) -> list[Row]:
+    try:
+        rows = json.loads(data.decode("utf-8"))
     except UnicodeDecodeError as error:
         broken = data.count(b"\n", 0, error.start) + 1
         raise ValueError(
             f"{where} line {broken} is not UTF-8: convert the file to UTF-8"
         ) from error
-    numbered: list[tuple[int, Any]] = []
-    if text.lstrip()[:1] == "[":
-        try:
-            numbered += enumerate(json.loads(text), start=1)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{where} line {error.lineno} is not JSON: {error.msg}") from error
-    else:
-        for line_number, line in enumerate(text.split("\n"), start=1):
-            if not line.strip():
-                continue
-            try:
-                numbered.append((line_number, json.loads(line)))
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{where} line {line_number} is not JSON: {error.msg}") from error
-    for number, row in numbered:
+    except (ValueError, RecursionError) as error:
+        line = f" line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+        raise ValueError(f"{where}{line} is not JSON: {_why(error)}") from error
+    for number, row in enumerate(rows, start=1):
         if not isinstance(row, dict):
             raise ValueError(
                 f"{where} row {number} is a {type(row).__name__}, not an object with columns"
             )
-    return [row for _, row in numbered]
+    return list(rows)
+
+
+def _why(error: Exception) -> str:
+    """What json found wrong, without the place."""
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    return error.msg if isinstance(error, json.JSONDecodeError) else str(error)
 
 
 def _load_datasets() -> Any:

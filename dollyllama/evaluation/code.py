@@ -57,7 +57,16 @@ class Problem:
 
 def read_problem(context: str) -> Problem | None:
     """The problem that an example's context holds (``data.sources.read_humaneval``), or None."""
-    return Problem(**json.loads(context)) if context else None
+    try:
+        return Problem(**json.loads(context))
+    except (ValueError, TypeError):  # another format's context, or none
+        return None
+
+
+def has_tests(context: str) -> bool:
+    """Whether an example's context holds tests to run an answer against."""
+    problem = read_problem(context)
+    return problem is not None and bool(problem.test.strip())
 
 
 def run_tests(completion: str, problem: Problem, *, seconds: float = 10) -> Outcome:
@@ -147,6 +156,6 @@ def grade(
     if is_python(reference):
         completes = problem is not None and program(completion, problem) is not None
         scores["parses"] = float(completes or is_python(completion))
-    if execute and problem is not None:
+    if execute and problem is not None and has_tests(context):
         scores["passes"] = float(run_tests(completion, problem).status is Status.passed)
     return scores

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import datetime
+import sys
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from dollyllama.config import Data, Grader, GroupBy, LossOn, Overlong, RowFormat, Run
-from dollyllama.data.example import Rejected
+from dollyllama import preflight
+from dollyllama.config import WITH_SCHEMA, Grader, GroupBy, LossOn, Overlong, RowFormat, Run, Source
+from dollyllama.data.example import Example, Rejected
 from dollyllama.verbs.parser import open_run, run_parser
+
+if TYPE_CHECKING:
+    from dollyllama.data.sources import Damaged
+    from dollyllama.data.tokens import EncodedExample
+    from dollyllama.evaluation.suite import Sample
 
 #: How answers to a file's rows are graded unless --grader says otherwise.
 GRADERS: dict[RowFormat, Grader] = {
@@ -26,10 +34,15 @@ GRADERS: dict[RowFormat, Grader] = {
 }
 
 
-def main(arguments: Sequence[str]) -> None:
+def main(arguments: Sequence[str]) -> int:
     """measure a trained run: its held-out data or a file, other decoding, more examples"""
     command = run_parser("evaluate", main.__doc__)
-    command.add_argument("--file", type=Path, help="rows to grade instead of the held-out ones")
+    command.add_argument(
+        "--file",
+        type=Path,
+        help="rows to grade instead of the held-out ones; "
+        "the exit status is 1 when some lines hold none",
+    )
     command.add_argument(
         "--format",
         choices=[*map(str, RowFormat)],
@@ -48,14 +61,17 @@ def main(arguments: Sequence[str]) -> None:
     given = command.parse_intermixed_args(arguments)
     if given.output is not None and given.output.exists():
         raise ValueError(f"--output {given.output} exists already: name another folder")
-    run_config = open_run(given.run, given.overrides)
     if (given.file is None) != (given.format is None):
         raise ValueError(f"--file and --format go together: formats are {', '.join(RowFormat)}")
     if given.grader is not None and given.file is None:
         raise ValueError("--grader is for --file: held-out rows have their source's grader")
+    sources = None
     if given.file is not None:
-        grader = Grader(given.grader or GRADERS[RowFormat(given.format)])
-        run_config = _about_file(run_config, given.file, RowFormat(given.format), grader)
+        sources = _only_source(given.file, RowFormat(given.format), given.grader)
+    run_config = open_run(given.run, given.overrides, sources=sources)
+    if not run_config.evaluation.loss_examples and not run_config.evaluation.generate_examples:
+        raise ValueError("evaluation=none measures nothing: add evaluation=quick, say")
+    preflight.check_sandbox(run_config)
 
     from dollyllama.bars import stage_bar
     from dollyllama.data.prepare import prepare as prepare_data
@@ -63,48 +79,84 @@ def main(arguments: Sequence[str]) -> None:
     from dollyllama.files import write_json, write_json_lines
     from dollyllama.run import measure, restore
 
-    model, tokenizer = restore(run_config, given.run)
+    damaged: list[Damaged] = []
     rejected: list[Rejected] = []
     if given.file is not None:
-        held_out, rejected = _read_file(run_config.data, tokenizer)
+        examples, rejected, damaged = _read_file(run_config, given.file)
+        model, tokenizer = restore(run_config, given.run)
+        held_out, too_long = _encode(run_config, model, tokenizer, examples, given.file)
+        rejected += too_long
+        if len(held_out) < _FEW:
+            print(
+                f"warning: {len(held_out)} rows of {given.file} are left to score: with fewer than "
+                f"{_FEW}, scores and their errors say little",
+                file=sys.stderr,
+            )
     else:
+        model, tokenizer = restore(run_config, given.run)
         with stage_bar("data") as progress:
             data = prepare_data(run_config.data, tokenizer, seed=run_config.seed, progress=progress)
         held_out = data.held_out
     measured = measure(run_config, model, tokenizer, held_out)
     started = f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
     output = given.output or given.run / "evaluations" / started
+    untested = _untested(run_config, measured.samples)
     record = {
         "decoding": asdict(run_config.decoding),
         "evaluation": asdict(run_config.evaluation),
         "seed": run_config.seed,
         "file": given.file.name if given.file else None,
         "graders": {name: source.grader for name, source in run_config.data.sources.items()},
+        "damaged": [asdict(each) for each in damaged],
         "rejected": [asdict(each) for each in rejected],
+        "untested": untested,
         "metrics": [asdict(metric) for metric in measured.metrics],
     }
     write_json(output / "metrics.json", record)
     write_json_lines(output / "samples.jsonl", (asdict(sample) for sample in measured.samples))
     print(compare_table(None, measured.metrics, primary=run_config.evaluation.primary))
-    for each in rejected[:_SHOWN]:
-        print(f"left out: row {each.row}: {each.reason}, {each.detail}")
-    if len(rejected) > _SHOWN:
-        print(f"left out: {len(rejected) - _SHOWN} more rows, see {output / 'metrics.json'}")
+    for name, count in untested.items():
+        print(f"not run: {count} rows of {name} have no tests")
+    left_out = [
+        *(f"{given.file} line {each.number} {each.problem}" for each in damaged),
+        *(f"{given.file} row {each.row}: {each.reason}, {each.detail}" for each in rejected),
+    ]
+    for line in left_out[:_SHOWN]:
+        print(f"left out: {line}")
+    if len(left_out) > _SHOWN:
+        print(f"left out: {len(left_out) - _SHOWN} more, see {output / 'metrics.json'}")
+    if left_out:
+        total = len(held_out) + len(left_out)
+        print(f"{len(held_out)} of {total} rows of {given.file} could be asked")
     print(f"\n{output / 'metrics.json'}\n{output / 'samples.jsonl'}")
+    return _SOME_LINES_DAMAGED if damaged else 0
 
 
-#: So many rejected rows are named in the terminal.
+#: Tells that some lines of a file hold no row, and the others were measured.
+_SOME_LINES_DAMAGED = 1
+
+#: So many rows that are left out are named in the terminal.
 _SHOWN = 5
 
+#: Fewer rows than that get a warning.
+_FEW = 20
 
-def _about_file(run_config: Run, file: Path, row_format: RowFormat, grader: Grader) -> Run:
-    """The run's config with the file as its only source."""
+#: What a source is called where its file's name cannot be a source's.
+_UNNAMED = "file"
+
+
+def _only_source(file: Path, row_format: RowFormat, wish: str | None) -> dict[str, Source]:
+    """The file as a source, by its name."""
     if not file.is_file():
         what = "is a folder: name a file in it" if file.is_dir() else "is not there"
         raise ValueError(f"--file {file} {what}")
-    a_source = next(iter(run_config.data.sources.values()))
-    source = replace(
-        a_source,
+    grader = Grader(wish or GRADERS[row_format])
+    if grader is Grader.sql and row_format not in WITH_SCHEMA:
+        raise ValueError(
+            f"--grader sql runs queries on a row's schema, and rows of --format {row_format} have "
+            f"none ({', '.join(sorted(WITH_SCHEMA))} has): leave it out for {GRADERS[row_format]}"
+        )
+    source = Source(
         path=str(file),
         file=file.name,
         revision=None,
@@ -115,37 +167,98 @@ def _about_file(run_config: Run, file: Path, row_format: RowFormat, grader: Grad
         grader=grader,
         licence="unknown",
         licence_stated_at="",
+        weight=1.0,
+        max_rows=None,
     )
     name = file.name.partition(".")[0]
-    data = replace(run_config.data, sources={name: source}, root=None)
-    primary = run_config.evaluation.primary
-    evaluation = run_config.evaluation
-    if primary is not None and primary.partition("/")[2] != "all":
-        evaluation = replace(evaluation, primary=None)
-    return replace(run_config, data=data, evaluation=evaluation)
+    return {_UNNAMED if name in ("", "all") else name: source}
 
 
-def _read_file(data: Data, tokenizer: Any) -> tuple[list[Any], list[Rejected]]:
-    """Encode every row of the only source; the second list holds what cannot be asked."""
+def _read_file(run_config: Run, file: Path) -> tuple[list[Example], list[Rejected], list[Damaged]]:
+    """Every row of the only source; the others are rows and lines that cannot be asked.
+
+    ValueError when the file cannot be read, or when its grader can judge none of the rows.
+    """
     from dollyllama.data.prepare import clean_rows, place_of
     from dollyllama.data.sources import read_rows
-    from dollyllama.data.tokens import encode_all
+    from dollyllama.evaluation.suite import SCORERS
 
-    ((name, source),) = data.sources.items()
-    place = place_of(source, name=name, root=data.root)
-    rows = read_rows(place, name=name, split=source.split)
+    ((name, source),) = run_config.data.sources.items()
+    damaged: list[Damaged] = []
     try:
+        place = place_of(source, name=name, root=None)
+        rows = read_rows(place, name=name, split=source.split, damaged=damaged)
         examples, rejected, _ = clean_rows(rows, source, name=name, location=place.name)
     except ValueError as error:
-        raise ValueError(str(error).replace(f"data.sources.{name}.format=", "--format ")) from None
-    encoded, too_long = encode_all(
-        examples,
+        # What a source's keys are called here.
+        said = str(error).replace(f"data.sources.{name}.format=", "--format ")
+        raise ValueError(said.replace(f"data.sources.{name}: ", "--file ")) from None
+    if not examples:
+        _refuse(file, rejected)
+    # A grader that can judge a row judges its reference.
+    if run_config.evaluation.generate_examples and not any(
+        SCORERS[source.grader](each.response, each, False) for each in examples
+    ):
+        raise ValueError(
+            f"the grader {source.grader} can judge no row of {file}: no reference is "
+            f"{'a number' if source.grader is Grader.maths else 'Python'}; name another --grader"
+        )
+    return examples, rejected, damaged
+
+
+def _encode(
+    run_config: Run, model: Any, tokenizer: Any, examples: Sequence[Example], file: Path
+) -> tuple[list[EncodedExample], list[Rejected]]:
+    """Encode examples as far as the model has positions; the second list has no room for an answer.
+
+    Not as far as ``data.max_length``, which is training's.
+    """
+    from dollyllama.data.prompt import format_prompt
+    from dollyllama.data.tokens import encode_all, encode_prompts
+
+    positions = model.config.max_position_embeddings
+    room, beside = positions - 1, "a token of the answer"
+    if run_config.evaluation.generate_examples:
+        answer = run_config.decoding.max_new_tokens
+        room, beside = positions - answer, f"decoding.max_new_tokens={answer}"
+    prompts = encode_prompts([format_prompt(each.instruction) for each in examples], tokenizer)
+    fitting: list[Example] = []
+    rejected: list[Rejected] = []
+    for example, ids in zip(examples, prompts, strict=True):
+        if len(ids) <= room:
+            fitting.append(example)
+            continue
+        detail = f"{len(ids)} tokens and {beside} are more than the model's {positions} positions"
+        rejected.append(Rejected(example.source, example.row, "prompt_too_long", detail, {}))
+    if not fitting:
+        _refuse(file, rejected)
+    encoded, _ = encode_all(
+        fitting,
         tokenizer,
-        max_length=data.max_length,
+        max_length=positions,
         loss_on=LossOn.response,
         overlong=Overlong.truncate,
     )
-    rejected += too_long
-    if not encoded:
-        raise ValueError(f"{place.name}: none of its {len(rows)} rows can be asked")
     return encoded, rejected
+
+
+def _refuse(file: Path, rejected: Sequence[Rejected]) -> NoReturn:
+    first = rejected[0]
+    raise ValueError(
+        f"--file {file}: none of its rows can be asked (row {first.row}: {first.reason}, "
+        f"{first.detail})"
+    )
+
+
+def _untested(run_config: Run, samples: Sequence[Sample]) -> dict[str, int]:
+    """How many questions have no tests, by source whose answers are run where they have."""
+    scores = {
+        name: run_config.evaluation.scores(source)
+        for name, source in run_config.data.sources.items()
+    }
+    untested = {
+        (each.source, each.id)
+        for each in samples
+        if "passes" in scores[each.source] and "passes" not in each.scores
+    }
+    return dict(Counter(source for source, _ in untested))

@@ -43,11 +43,14 @@ def require_positive(given: argparse.Namespace, *names: str) -> None:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
 
 
-def open_run(folder: Path, overrides: Sequence[str]) -> config.Run:
+def open_run(
+    folder: Path, overrides: Sequence[str], *, sources: dict[str, config.Source] | None = None
+) -> config.Run:
     """The checked config of the run in ``folder``, with overrides of what can still be chosen.
 
-    ValueError in one line for an override that would change what was trained, or no run folder.
+    sources: in place of the run's own data. ValueError in one line for an override that would
+    change what was trained, or no run folder.
     """
-    run_config = launch.reopen_run(folder, overrides, sections=_AFTER_TRAINING)
+    run_config = launch.reopen_run(folder, overrides, sections=_AFTER_TRAINING, sources=sources)
     preflight.check(run_config)
     return run_config

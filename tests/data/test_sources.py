@@ -247,7 +247,10 @@ def test_a_csv_of_numbers_is_text(tmp_path: Path) -> None:
     [
         ("a.jsonl", b'{"a": 1}\n\n{"a": \n', r"a\.jsonl line 3 is not JSON"),
         ("a.json", b'[{"a": 1},\n{"a" 2}]', r"a\.json line 2 is not JSON"),
-        ("a.jsonl", b'{"a": 1}\n[1]\n', r"row 2 is a list"),
+        ("a.jsonl", b'{"a": 1}\n1\n', r"a\.jsonl line 2 is a int"),
+        ("a.jsonl", b'{"a": ' + b"[" * 100_000, r"a\.jsonl line 1 is not JSON: .* too deeply"),
+        ("a.json", b'[{"a": 1},\n[1]]', r"a\.json row 2 is a list"),
+        ("a.json", b'[{"a": 1},\n"\xff"]', r"a\.json line 2 is not UTF-8"),
         ("a.jsonl", b'{"a": 1}\n{"a": "\xff"}\n', r"line 2 is not UTF-8"),
         ("a.jsonl", b"", r"a\.jsonl has no rows"),
         ("a.csv", b"", r"a\.csv has no rows"),

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from dollyllama import embedded, launch, preflight
 from dollyllama.__main__ import main
+from dollyllama.decoding.generate import Completion, StoppedBy
+from dollyllama.evaluation import suite
+from dollyllama.evaluation.sandbox import available
 from dollyllama.files import read_json_lines
 
 MEASURED = ("evaluation=quick", "evaluation.loss_examples=2", "evaluation.generate_examples=2")
@@ -18,6 +23,7 @@ def write(path: Path, rows: list[dict[str, str]]) -> Path:
     return path
 
 
+FILE = ("evaluation=quick", "--file", "rows.jsonl", "--format", "gsm8k")
 GSM8K = [
     {"question": f"What is {n} + 1?", "answer": f"It is {n + 1}.\n#### {n + 1}"} for n in range(3)
 ]
@@ -49,13 +55,138 @@ def test_a_file_is_graded_by_what_its_format_is_about(
     file = write(tmp_path / "sums.jsonl", rows)
     arguments = ["evaluate", str(small_run), *MEASURED, "--file", str(file), "--format", "gsm8k"]
     assert main([*arguments, "--output", str(tmp_path / "out")]) == 0
-    text = capsys.readouterr().out
-    assert "exact/sums" in text
-    assert "left out: row 3" in text
+    said = capsys.readouterr()
+    assert "exact/sums" in said.out
+    assert f"left out: {file} row 3: empty_response" in said.out
+    assert f"3 of 4 rows of {file} could be asked" in said.out
+    assert f"warning: 3 rows of {file} are left to score" in said.err
     record = json.loads((tmp_path / "out/metrics.json").read_text(encoding="utf-8"))
     assert record["file"] == "sums.jsonl"
     counts = {metric["name"]: metric["n"] for metric in record["metrics"]}
     assert counts["loss/sums"] == counts["exact/sums"] == counts["stops/sums"] == 2
+
+
+def test_damaged_lines_are_named_and_the_others_measured(
+    small_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = [json.dumps(row).encode() for row in GSM8K]
+    file = tmp_path / "sums.jsonl"
+    file.write_bytes(b"\n".join([good[0], b"{", b"", b"[1]", b'{"question": "\xff"}', *good[1:]]))
+    arguments = ["evaluate", str(small_run), "evaluation=loss_only", "--file", str(file)]
+    assert main([*arguments, "--format", "gsm8k", "--output", str(tmp_path / "out")]) == 1
+    text = capsys.readouterr().out
+    assert f"{file} line 2 is not JSON" in text
+    assert f"{file} line 4 is a list, not an object" in text
+    assert f"{file} line 5 is not UTF-8" in text
+    assert f"3 of 6 rows of {file} could be asked" in text
+    record = json.loads((tmp_path / "out/metrics.json").read_text(encoding="utf-8"))
+    assert {metric["name"]: metric["n"] for metric in record["metrics"]}["loss/sums"] == 3
+    assert [each["number"] for each in record["damaged"]] == [2, 4, 5]
+
+
+def test_prompts_are_limited_by_the_models_positions_and_not_by_training(
+    small_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained = launch.reopen_run(small_run, [], sections=()).data.max_length
+    about = json.loads((embedded.MODEL / "config.json").read_text(encoding="utf-8"))
+    positions = about["max_position_embeddings"]
+    words = (trained + 1, positions - 150, positions)  # a token each, the template beside them
+    assert words[0] < words[1]
+    rows = [{"instruction": "1 " * count, "output": "A word."} for count in words]
+    file = write(tmp_path / "long.jsonl", rows)
+    arguments = ["evaluate", str(small_run), "--file", str(file), "--format", "alpaca"]
+
+    def lengths_left_out(*overrides: str) -> dict[int, str]:
+        output = tmp_path / f"out{len(overrides)}"
+        assert main([*arguments, *overrides, "--output", str(output)]) == 0
+        record = json.loads((output / "metrics.json").read_text(encoding="utf-8"))
+        counts = {metric["name"]: metric["n"] for metric in record["metrics"]}
+        assert counts["loss/long"] == len(rows) - len(record["rejected"])
+        return {each["row"]: each["detail"] for each in record["rejected"]}
+
+    assert list(lengths_left_out("evaluation=loss_only")) == [2]
+    left_out = lengths_left_out(
+        "evaluation=quick", "evaluation.generate_examples=1", "decoding.max_new_tokens=150"
+    )
+    assert list(left_out) == [1, 2]
+    assert f"decoding.max_new_tokens=150 are more than the model's {positions}" in left_out[1]
+    text = capsys.readouterr().out
+    assert f"left out: {file} row 1: prompt_too_long, {left_out[1]}" in text
+    assert f"1 of 3 rows of {file} could be asked" in text
+    too_long = ["evaluation=quick", f"decoding.max_new_tokens={positions}"]
+    assert main([*arguments, *too_long]) == 2
+    assert "none of its rows can be asked (row 0: prompt_too_long" in capsys.readouterr().err
+
+
+HALF = {
+    "prompt": "def half(x):\n",
+    "canonical_solution": "    return x // 2\n",
+    "test": "def check(half):\n    assert half(4) == 2\n",
+    "entry_point": "half",
+}
+
+
+def half(number: int, **changes: str) -> dict[str, str]:
+    return HALF | {"prompt": f"def half(x):\n    # Halve {number}.\n"} | changes
+
+
+@pytest.mark.skipif(available() is not None, reason=str(available()))
+def test_answers_to_humaneval_are_run_where_asked_for(
+    small_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def answer(_: Any, __: Any, prompts: list[str], *___: Any, **____: Any) -> list[Completion]:
+        """The first of two answers is right, but to Halve 2, which gets none."""
+        texts = [
+            "return x // 2" if number % 2 == 0 and "Halve 2" not in prompt else "return x"
+            for number, prompt in enumerate(prompts)
+        ]
+        return [Completion(text, 1, StoppedBy.end_marker) for text in texts]
+
+    monkeypatch.setattr(suite, "generate", answer)
+    file = write(tmp_path / "humaneval.jsonl", [half(0), half(1), half(2), half(3, test=" ")])
+    arguments = ["evaluate", str(small_run), "--file", str(file), "--format", "humaneval"]
+    drawn = ["evaluation=full", "evaluation.answers=2", "decoding=nucleus"]
+    drawn += ["decoding.max_new_tokens=8", "evaluation.primary=pass@1/humaneval"]
+    run_code = ["evaluation.run_code=true", "--output", str(tmp_path / "out")]
+    assert main([*arguments, *drawn, *run_code]) == 0
+    text = capsys.readouterr().out
+    assert text.splitlines()[1].startswith("pass@1/humaneval")
+    assert "not run: 1 rows of humaneval have no tests" in text
+    record = json.loads((tmp_path / "out/metrics.json").read_text(encoding="utf-8"))
+    metrics = {metric["name"]: (metric["value"], metric["n"]) for metric in record["metrics"]}
+    # A half, a half and none of the answers.
+    assert metrics["passes/humaneval"] == metrics["pass@1/humaneval"] == (pytest.approx(1 / 3), 3)
+    assert metrics["parses/humaneval"] == (1.0, 4)
+    assert "pass@5/humaneval" not in metrics
+    assert record["untested"] == {"humaneval": 1}
+    assert main([*arguments, *drawn]) == 2
+    assert "pass@1/humaneval is not measured" in capsys.readouterr().err
+
+
+def test_code_that_cannot_be_run_is_refused_before_anything_is_loaded(
+    small_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(preflight.sandbox, "available", lambda: "no namespaces")
+    monkeypatch.setattr("dollyllama.run.restore", lambda *_: pytest.fail("was loaded"))
+    file = write(tmp_path / "humaneval.jsonl", [half(0)])
+    arguments = ["evaluate", str(small_run), *MEASURED, "--file", str(file)]
+    assert main([*arguments, "--format", "humaneval", "evaluation.run_code=true"]) == 2
+    assert "programs cannot be run here: no namespaces" in capsys.readouterr().err
+
+
+def test_a_file_may_be_called_as_no_source_may(
+    small_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write(tmp_path / "all.jsonl", GSM8K)
+    arguments = ["evaluate", str(small_run), "evaluation=loss_only", "--file", str(file)]
+    assert main([*arguments, "--format", "gsm8k", "--output", str(tmp_path / "out")]) == 0
+    assert "loss/file" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -64,7 +195,7 @@ def test_a_file_is_graded_by_what_its_format_is_about(
         (["--file", "rows.jsonl"], "go together"),
         (["--grader", "sql"], "--grader is for --file"),
         (["--file", "absent.jsonl", "--format", "gsm8k"], "absent.jsonl is not there"),
-        (["--file", "rows.jsonl", "--format", "alpaca"], "--format gsm8k"),
+        (["evaluation=quick", "--file", "rows.jsonl", "--format", "alpaca"], "--format gsm8k"),
         (["lora.r=8"], "cannot be changed"),
         (["decodin.k=1"], "did you mean decoding?"),
         (["--output", "."], "exists already"),
@@ -72,6 +203,25 @@ def test_a_file_is_graded_by_what_its_format_is_about(
         (["--file", ".", "--format", "gsm8k"], "is a folder"),
         (["evaluation=quick", "evaluation.primary=exact/prose"], "is not measured"),
         (["evaluation=quick", "evaluation.answers=3"], "decoding=nucleus"),
+        (["evaluation=none"], "add evaluation=quick"),
+        ([], "add evaluation=quick"),
+        (["evaluation=quick", "evaluation.run_code=true"], "no source has rows with tests"),
+        ([*FILE, "--grader", "sql"], "--grader sql runs queries on a row's schema, and rows of"),
+        ([*FILE, "--grader", "code"], "the grader code can judge no row of rows.jsonl"),
+        ([*FILE, "evaluation.primary=exact/maths"], "did you mean exact/rows?"),
+        ([*FILE, "evaluation.run_code=true"], "no source has rows with tests"),
+        (
+            ["evaluation=quick", "--file", "a.txt", "--format", "gsm8k"],
+            "error: --file a.txt is none",
+        ),
+        (
+            ["evaluation=quick", "--file", "0.jsonl", "--format", "gsm8k"],
+            "--file 0.jsonl has no rows",
+        ),
+        (
+            ["evaluation=quick", "--file", "bad.jsonl", "--format", "gsm8k"],
+            "error: --file bad.jsonl has no rows: line 1 is not JSON",
+        ),
     ],
 )
 def test_what_cannot_be_measured_is_refused_in_one_line(
@@ -83,7 +233,11 @@ def test_what_cannot_be_measured_is_refused_in_one_line(
     said: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("dollyllama.run.restore", lambda *_: pytest.fail("was loaded"))
     write(tmp_path / "rows.jsonl", GSM8K)
+    write(tmp_path / "0.jsonl", [])
+    (tmp_path / "a.txt").write_text("words", encoding="utf-8")
+    (tmp_path / "bad.jsonl").write_text("{\n", encoding="utf-8")
     assert main(["evaluate", str(small_run), *arguments]) == 2
     error = capsys.readouterr().err
     assert said in error
