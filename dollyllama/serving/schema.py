@@ -69,6 +69,7 @@ class Asked(_Strict):
     repetition_penalty: Annotated[float, Field(ge=1, le=10)] | None = None
     alpha: Annotated[float, Field(ge=0, le=1)] | None = None
     k: Annotated[int, Field(ge=1, le=64)] | None = None
+    q: Annotated[float, Field(gt=0, le=100)] | None = None
     stop: StopText | Annotated[list[StopText], Field(max_length=4)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     stream: bool | None = None
@@ -120,16 +121,20 @@ class Asked(_Strict):
                 "stream_options goes with stream=true: leave it out",
                 param="stream_options",
             )
-        contrastive = self.alpha is not None or self.k is not None
-        for name in ("temperature", "top_p", "repetition_penalty"):
-            if contrastive and getattr(self, name) is not None:
-                raise Refusal(
-                    422,
-                    "contradiction",
-                    f"alpha and k ask for contrastive search, where {name} has no effect: leave "
-                    f"out one or the other",
-                    param=name,
-                )
+        draws = ("temperature", "top_p", "repetition_penalty")
+        fixed = self.alpha is not None or self.k is not None
+        for asked, said, unused in (
+            (fixed, "alpha and k ask for contrastive search", draws),
+            (self.q is not None, "q asks for adaptive contrastive search", (*draws, "alpha", "k")),
+        ):
+            for name in unused:
+                if asked and getattr(self, name) is not None:
+                    raise Refusal(
+                        422,
+                        "contradiction",
+                        f"{said}, where {name} has no effect: leave out one or the other",
+                        param=name,
+                    )
         return self
 
     @property
@@ -150,8 +155,9 @@ class Asked(_Strict):
     def decoding(self, default: Decoding, *, most_tokens: int) -> Decoding:
         """How to answer: the run's own decoding, but for what the request says.
 
-        alpha and k are contrastive search, temperature 0 is greedy, another temperature or top_p
-        draws from the nucleus. Raises Refusal for more than ``most_tokens``, or half a strategy.
+        alpha and k are contrastive search, q is its adaptive kind, temperature 0 is greedy, another
+        temperature or top_p draws from the nucleus. Raises Refusal for more than ``most_tokens``,
+        or half a strategy.
         """
         name, limit = self.limit
         if limit is not None and limit > most_tokens:
@@ -163,6 +169,8 @@ class Asked(_Strict):
             )
         wanted = min(default.max_new_tokens, most_tokens) if limit is None else limit
         decoding = replace(default, max_new_tokens=wanted)
+        if self.q is not None:
+            return _with(decoding, Strategy.adaptive_contrastive, q=self.q)
         if self.alpha is not None or self.k is not None:
             alpha = default.alpha if self.alpha is None else self.alpha
             k = default.k if self.k is None else self.k
@@ -250,6 +258,17 @@ class ChatRequest(Asked):
         if not messages[-1].text.strip():
             raise ValueError("the last message is empty: there is nothing to answer")
         return messages
+
+    @model_validator(mode="after")
+    def _one_limit(self) -> Self:
+        if None not in (self.max_tokens, self.max_completion_tokens):
+            raise Refusal(
+                422,
+                "contradiction",
+                "max_tokens and max_completion_tokens are one limit: leave out one",
+                param="max_tokens",
+            )
+        return self
 
     @property
     def limit(self) -> tuple[str, int | None]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
+from types import FrameType
 
 import uvicorn
 from starlette.applications import Starlette
@@ -35,9 +37,19 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 class Server(uvicorn.Server):
-    """Closes the engine as soon as it is to end, so that nobody waits for what will not come."""
+    """Closes the engine as soon as it is to end, so that nobody waits for what will not come.
 
-    def __init__(self, app: Starlette, engine: Engine, *, grace_seconds: int = GRACE_SECONDS):
+    greeting: printed once callers can connect. A second Ctrl-C cuts off what is being answered.
+    """
+
+    def __init__(
+        self,
+        app: Starlette,
+        engine: Engine,
+        *,
+        grace_seconds: int = GRACE_SECONDS,
+        greeting: str | None = None,
+    ):
         super().__init__(
             uvicorn.Config(
                 app,
@@ -55,6 +67,21 @@ class Server(uvicorn.Server):
         )
         self._engine = engine
         self._grace_seconds = grace_seconds
+        self._greeting = greeting
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
+        await super().startup(sockets)
+        if self._greeting is not None and self.started:
+            print(self._greeting, flush=True)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if not self.should_exit:
+            super().handle_exit(sig, frame)
+        elif self._loop is not None:
+            # Not here: what the signal interrupted may hold the engine's lock.
+            self._loop.call_soon_threadsafe(self._engine.close, 0)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._engine.close(self._grace_seconds)

@@ -72,8 +72,8 @@ def main(arguments: Sequence[str]) -> int:
         app = build_app(engine, PromptCounter(tokenizer, positions), settings)
         port = bound.getsockname()[1]
         host = f"[{given.host}]" if ":" in given.host else given.host
-        print(_greeting(f"http://{host}:{port}", settings.model, given.api_key_env), flush=True)
-        Server(app, engine).run(sockets=[bound])
+        greeting = _greeting(f"http://{host}:{port}", settings.model, given.api_key_env)
+        Server(app, engine, greeting=greeting).run(sockets=[bound])
     return 0
 
 

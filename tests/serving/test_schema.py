@@ -63,7 +63,7 @@ def test_what_a_request_leaves_open_is_as_the_run_decodes() -> None:
 
 
 def test_the_newer_name_of_the_limit_counts_in_a_chat() -> None:
-    asked = chat(max_completion_tokens=5, max_tokens=7)
+    asked = chat(max_completion_tokens=5)
     assert asked.decoding(GREEDY, most_tokens=100).max_new_tokens == 5
 
 
@@ -138,6 +138,9 @@ def test_the_prompt_of_a_completion_is_raw() -> None:
         ({"alpha": 0.5}, "missing_field", "k", "give k too"),
         ({"k": 5}, "missing_field", "alpha", "give alpha too"),
         ({"alpha": 0.5, "k": 4, "temperature": 1}, "contradiction", "temperature", "no effect"),
+        ({"q": 1, "k": 4}, "contradiction", "k", "q asks for adaptive contrastive search"),
+        ({"q": 0}, "invalid_value", "q", "greater than 0"),
+        ({"max_tokens": 4, "max_completion_tokens": 4}, "contradiction", "max_tokens", "one limit"),
         ({"max_tokens": 0}, "invalid_value", "max_tokens", "greater than or equal to 1"),
         ({"max_tokens": 101}, "too_many_tokens", "max_tokens", "at most 100"),
         ({"stop": ["a", ""]}, "invalid_value", "stop.1", "at least 1 character"),

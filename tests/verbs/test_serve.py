@@ -66,6 +66,33 @@ def test_a_run_and_a_merged_model_are_served_until_ctrl_c(
     assert "sesame" not in line + example + said + complained
 
 
+def test_a_second_ctrl_c_cuts_off_what_is_being_answered(small_run: Path) -> None:
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "dollyllama", "serve", str(small_run), "--port", "0"),
+            # Drawn hot, so that no answer ends by itself.
+            *("decoding=temperature", "decoding.temperature=2", "decoding.max_new_tokens=450"),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        found = re.search(r"http://\S+/v1", process.stdout.readline())
+        assert found
+        client = openai.OpenAI(base_url=found[0], api_key="none", max_retries=0)
+        pieces = iter(client.completions.create(model=small_run.name, prompt="a", stream=True))
+        next(pieces)
+        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGINT)
+        _, complained = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert complained == "interrupted\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
