@@ -8,6 +8,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoTokenizer, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
+from dollyllama.config import Dtype, Quantization, QuantizationMethod
 from dollyllama.decoding.contrastive import (
     contrastive_search,
     largest_similarity,
@@ -15,14 +16,20 @@ from dollyllama.decoding.contrastive import (
     pick,
 )
 from dollyllama.decoding.generate import pad_left
+from dollyllama.embedded import MODEL
+from dollyllama.model.load import load_base, load_tokenizer
 from tests.decoding.build import PAD, make_llama, random_prompts
 
 
 def plain_contrastive_search(
     model: Any, prompt: list[int], alpha: float, k: int, max_new_tokens: int, eos: int | None = None
 ) -> list[int]:
-    """Su et al. 2022, eq. 5, as it reads: no cache, no batch, float64, one pass a candidate."""
-    model = model.double()
+    """Su et al. 2022, eq. 5, as it reads: no cache, no batch, float64, one pass a candidate.
+
+    A quantised model stays in its precision.
+    """
+    if not getattr(model, "is_quantized", False):
+        model = model.double()
     ids = list(prompt)
 
     def states(sequence: list[int]) -> tuple[Any, Any]:
@@ -144,6 +151,30 @@ def test_it_serves_an_adapter(llama: LlamaForCausalLM) -> None:
     assert ours == plain_contrastive_search(model, prompt, 0.5, 4, 16)
     base = contrastive_search(llama, torch.tensor([prompt]), max_new_tokens=16)[0].tolist()
     assert ours != base
+
+
+def test_it_serves_an_adapter_on_an_nf4_base_alone_and_in_a_batch() -> None:
+    tokenizer = load_tokenizer("embedded", None)
+    base = load_base(
+        str(MODEL),
+        None,
+        dtype=Dtype.float32,
+        quantization=Quantization(
+            method=QuantizationMethod.nf4, double=True, compute_dtype=Dtype.float32
+        ),
+        device=torch.device("cpu"),
+        tokenizer=tokenizer,
+    )
+    torch.manual_seed(0)
+    model = get_peft_model(
+        base, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
+    ).eval()
+    prompts = tokenizer(["List the names of all", "A talk:\n"]).input_ids
+    ids, mask = pad_left(prompts, tokenizer.pad_token_id, torch.device("cpu"))
+    ours = contrastive_search(model, ids, mask, alpha=0.6, k=4, max_new_tokens=12)
+    for row, prompt in enumerate(prompts):
+        expected = plain_contrastive_search(model, prompt, 0.6, 4, 12)
+        assert ours[row, ids.shape[1] - len(prompt) :].tolist() == expected
 
 
 def test_it_serves_half_precision() -> None:
