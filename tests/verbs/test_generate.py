@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import gzip
 import json
+import os
+import pty
+import re
+import select
 import shutil
+import subprocess
+import sys
+import termios
 from pathlib import Path
 from typing import Any
 
@@ -238,6 +246,68 @@ def test_an_input_is_not_written_over(
     assert generate(small_run, source, source) == 2
     assert "is the input" in capsys.readouterr().err
     assert source.read_bytes() == before
+
+
+class Terminal:
+    """``generate RUN`` at a terminal of its own."""
+
+    def __init__(self, run: Path, *overrides: str) -> None:
+        self._ours, theirs = pty.openpty()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "dollyllama", "generate", str(run), *overrides],
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            # A session of its own with this terminal in charge, so that Ctrl-C arrives: two
+            # system calls, which other threads cannot disturb.
+            preexec_fn=lambda: (os.setsid(), fcntl.ioctl(0, termios.TIOCSCTTY, 0)),  # noqa: PLW1509
+            env={**os.environ, "TERM": "dumb"},
+        )
+        os.close(theirs)
+        self._seen = ""
+
+    def type(self, keys: str) -> None:
+        os.write(self._ours, keys.encode())
+
+    def until(self, pattern: str) -> str:
+        """What it shows up to and with ``pattern``, from where the last call ended."""
+        while (found := re.search(pattern, self._seen)) is None:
+            ready, _, _ = select.select([self._ours], [], [], 120)
+            assert ready, f"it never came: {pattern!r} in {self._seen!r}"
+            try:
+                self._seen += os.read(self._ours, 4096).decode(errors="replace")
+            except OSError:  # the other side is closed
+                raise AssertionError(f"it ended: {self._seen!r}") from None
+        shown, self._seen = self._seen[: found.end()], self._seen[found.end() :]
+        return shown
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        os.close(self._ours)
+
+
+def test_at_a_terminal_it_streams_keeps_a_history_and_outlives_ctrl_c(small_run: Path) -> None:
+    hot = ("decoding=temperature", "decoding.temperature=2", "decoding.max_new_tokens=400")
+    terminal = Terminal(small_run, *hot)
+    try:
+        terminal.until("instruction> ")
+        terminal.type("Name a bird.\n")
+        terminal.until(r"Name a bird\.\r\n.+")  # the first piece of an answer of 400 tokens
+        terminal.type("\x03")
+        terminal.until(r"\(stopped\)")
+        terminal.until("instruction> ")
+        terminal.type("word " * 600 + "\n")
+        terminal.until("shorten it")
+        terminal.until("instruction> ")
+        terminal.type("\x1b[A\x1b[A\n")  # arrow up twice: the first instruction again
+        terminal.until(r"Name a bird\.\s*\r\n.+")
+        terminal.type("\x03")
+        terminal.until("instruction> ")
+        terminal.type("\n")
+        assert terminal.process.wait(60) == 0
+    finally:
+        terminal.close()
 
 
 @pytest.mark.parametrize("recorded", [True, False])
