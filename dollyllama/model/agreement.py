@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dollyllama.data.tokens import EncodedExample
+
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
@@ -26,6 +28,11 @@ class Agreement:
     mean_logit_difference: float
     adapter_perplexity: float
     merged_perplexity: float
+
+
+def choose_rows(rows: Sequence[EncodedExample], count: int) -> Sequence[EncodedExample]:
+    """At most ``count`` of the rows, spread over all of them."""
+    return rows[:: max(1, len(rows) // count)][:count]
 
 
 @torch.no_grad()

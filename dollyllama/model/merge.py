@@ -1,11 +1,11 @@
-"""An adapter added to its base's weights, tensor by tensor, without loading the model."""
+"""An adapter added to its base's weights, part by part, without loading the model."""
 
 from __future__ import annotations
 
 import enum
-import json
 import math
 import shutil
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -15,17 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from dollyllama.config import Dtype, Quantization, QuantizationMethod
-from dollyllama.model.load import silence_notices
-from dollyllama.model.shards import (
-    Stored,
-    list_tensors,
-    plan_shards,
-    read_tensor,
-    write_index,
-    write_shard,
-)
+from dollyllama.model.requantise import BLOCK, requantise
+from dollyllama.model.shards import Stored, list_tensors, read_parts, read_tensor, write_shards
+from dollyllama.model.updates import Update, read_updates
 
-_PREFIX = "base_model.model."
+#: Numbers of a weight that are in work at a time, few enough for a processor's cache.
+_PART = 2**18
+_SPECIAL = ("bos", "eos", "pad")
 
 
 class Base(StrEnum):
@@ -36,87 +32,119 @@ class Base(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Update:
-    """What an adapter does to one weight (out, in): A (r, in), B (out, r), float32.
+class Recipe:
+    """What becomes of a checkpoint's weights, told by their names.
 
-    magnitude: DoRA's, (out,), or None.
+    quantised: weights to merge into as ``quantization`` holds them. embeddings: weights with a row
+    a token; they grow to ``vocabulary`` rows, the new ones the mean of the old ones, and never
+    shrink. base_dtype: in which the run loaded its base. dtype: of the result.
     """
 
-    a: Tensor
-    b: Tensor
-    scaling: float
-    magnitude: Tensor | None
+    updates: Mapping[str, Update]
+    quantised: Collection[str]
+    quantization: Quantization
+    embeddings: Collection[str]
+    vocabulary: int
+    base_dtype: torch.dtype
+    dtype: torch.dtype
 
 
-def read_updates(folder: Path) -> dict[str, Update]:
-    """The adapter in ``folder`` by the name of the weight that it changes.
+def write_weights(base_folder: Path, output: Path, recipe: Recipe, *, max_shard_bytes: int) -> None:
+    """Write the merged weights of the checkpoint in ``base_folder`` to the folder ``output``.
 
-    ValueError for a damaged adapter, and for one whose update is not of LoRA's, rsLoRA's or DoRA's
-    form (Hu et al. 2021, arXiv:2106.09685; arXiv:2312.03732; Liu et al. 2024, arXiv:2402.09353).
+    In memory are the adapter and, on each of a few threads, some megabytes of a weight, or the
+    whole of one that grows or is PiSSA's. ValueError when recipe and checkpoint do not fit, or the
+    disk has too little space.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-        tensors = load_file(folder / "adapter_model.safetensors")
-    except (OSError, ValueError, SafetensorError) as error:
+    tensors = {each.name: each for each in list_tensors(base_folder)}
+    shapes = {name: _shape(each, recipe) for name, each in tensors.items()}
+    for name, update in recipe.updates.items():
+        if name not in tensors:
+            raise ValueError(f"the adapter changes {name}, which {base_folder} does not hold")
+        if update.shape != shapes[name]:
+            raise ValueError(f"the adapter does not fit {name} of {base_folder}")
+    size = sum(map(math.prod, shapes.values())) * recipe.dtype.itemsize
+    free = shutil.disk_usage(output).free
+    if size > free:
         raise ValueError(
-            f"the adapter in {folder} cannot be read: copy the folder again"
-        ) from error
-    if settings["init_lora_weights"] == "pissa":
-        raise ValueError(
-            f"the adapter in {folder} is of lora=pissa, which changes its base as well: it cannot "
-            f"be merged; load it with PEFT as its README.md says"
+            f"the disk of --output has {free / 2**30:.1f} GiB free, the merged model needs "
+            f"{size / 2**30:.1f} GiB: name another --output"
         )
-    r = settings["r"]
-    scaling = settings["lora_alpha"] / (math.sqrt(r) if settings["use_rslora"] else r)
-    updates = {}
-    for key in [key for key in tensors if key.endswith(".lora_A.weight")]:
-        module = key.removesuffix(".lora_A.weight")
-        if f"{module}.lora_B.weight" not in tensors:
-            raise ValueError(f"the adapter in {folder} lacks {module}.lora_B.weight: copy it again")
-        magnitude = tensors.get(f"{module}.lora_magnitude_vector")
-        if settings["use_dora"] and magnitude is None:
-            raise ValueError(f"the adapter in {folder} lacks the magnitude of {module}")
-        updates[f"{module.removeprefix(_PREFIX)}.weight"] = Update(
-            a=tensors[key].float(),
-            b=tensors[f"{module}.lora_B.weight"].float(),
-            scaling=scaling,
-            magnitude=None if magnitude is None else magnitude.float().flatten(),
-        )
-    return updates
+    write_shards(
+        output,
+        shapes,
+        recipe.dtype,
+        lambda name: _merged_parts(tensors[name], recipe),
+        max_shard_bytes,
+    )
 
 
-def add(weight: Tensor, update: Update) -> Tensor:
-    """``weight`` (out, in), any dtype, with the update added: float32."""
-    merged = torch.addmm(weight.float(), update.b, update.a, alpha=update.scaling)
+def _shape(each: Stored, recipe: Recipe) -> tuple[int, ...]:
+    if each.name not in recipe.embeddings:
+        return each.shape
+    return (max(each.shape[0], recipe.vocabulary), *each.shape[1:])
+
+
+def _merged_parts(each: Stored, recipe: Recipe) -> Iterator[Tensor]:
+    update = recipe.updates.get(each.name)
+    first = 0
+    for part in _base_parts(each, recipe):
+        rows = slice(first, first + len(part))
+        yield (part if update is None else add(part, update, rows)).to(recipe.dtype)
+        first = rows.stop
+
+
+def _base_parts(each: Stored, recipe: Recipe) -> Iterator[Tensor]:
+    """The weight that the adapter is added to, in the run's dtype."""
+    update = recipe.updates.get(each.name)
+    most = _PART
+    if each.name in recipe.quantised and math.prod(each.shape[1:]) % BLOCK:
+        most = math.prod(each.shape)  # blocks go on from row to row
+
+    def parts() -> Iterator[Tensor]:
+        if _shape(each, recipe) != each.shape:
+            yield from _split(_grow(each, recipe), most)
+        else:
+            yield from (part.to(recipe.base_dtype) for part in read_parts(each, most))
+
+    found = requantise(parts, recipe.quantization) if each.name in recipe.quantised else parts()
+    if update is not None and update.pissa:
+        found = _split(residual(torch.cat(list(found)), len(update.a), update.scaling), most)
+    yield from found
+
+
+def _grow(each: Stored, recipe: Recipe) -> Tensor:
+    weight = read_tensor(each).to(recipe.base_dtype)
+    mean = weight.mean(dim=0, dtype=torch.float32).to(weight.dtype)
+    return torch.cat([weight, mean.expand(recipe.vocabulary - len(weight), -1)])
+
+
+def _split(weight: Tensor, most: int) -> Iterator[Tensor]:
+    """In parts of ``most`` numbers or one row."""
+    yield from torch.split(weight, max(1, most // weight.shape[1]))
+
+
+def add(weight: Tensor, update: Update, rows: slice) -> Tensor:
+    """Those rows of a weight (out, in), any dtype, with the update added: float32.
+
+    A float32 ``weight`` is changed in place.
+    """
+    merged = weight.float().addmm_(update.b[rows], update.a, alpha=update.scaling)
     if update.magnitude is not None:
-        merged *= (update.magnitude / torch.linalg.vector_norm(merged, dim=1))[:, None]
+        merged *= (update.magnitude[rows] / torch.linalg.vector_norm(merged, dim=1))[:, None]
     return merged
 
 
-def requantise(weight: Tensor, quantization: Quantization) -> Tensor:
-    """``weight`` as ``load_base`` holds it quantised, dequantised again; dtype as it was."""
-    silence_notices()
-    import bitsandbytes.functional as bnb
+def residual(weight: Tensor, r: int, scaling: float) -> Tensor:
+    """A weight (out, in) without its ``r`` first singular vectors, PiSSA's base; dtype as it was.
 
-    found: Tensor
-    match quantization.method:
-        case QuantizationMethod.none:
-            return weight
-        case QuantizationMethod.int8:
-            packed, scales, _ = bnb.int8_vectorwise_quant(weight.to(torch.float16))
-            found = bnb.int8_vectorwise_dequant(packed, scales)
-        case QuantizationMethod.nf4 | QuantizationMethod.fp4:
-            packed, state = bnb.quantize_4bit(
-                weight,
-                blocksize=64,
-                compress_statistics=bool(quantization.double),
-                quant_type=str(quantization.method),
-            )
-            found = bnb.dequantize_4bit(packed, state)
-    return found.to(weight.dtype)
+    Meng et al. 2024, arXiv:2404.02948, computed as PEFT 0.21 does whenever it puts such an adapter
+    on the checkpoint: the adapter was trained on what that left, its rounding included.
+    """
+    u, s, vh = torch.linalg.svd(weight.float(), full_matrices=False)
+    roots = torch.diag(torch.sqrt(s[:r] / scaling))
+    principal: Tensor = scaling * (u[:, :r] @ roots) @ (roots @ vh[:r])
+    return (weight.float() - principal).to(weight.dtype)
 
 
 def write_merged(
@@ -153,55 +181,24 @@ def write_merged(
         for name, module in model.named_modules()
         if module is head or module is model.get_input_embeddings()
     }
-    updates = read_updates(adapter)
-    tensors = list_tensors(base_folder)
-    absent = sorted(set(updates) - {each.name for each in tensors})
-    if absent:
-        raise ValueError(f"{adapter} changes {absent[0]}, which {base_folder} does not hold")
+    if base is Base.original or quantization.method is QuantizationMethod.none:
+        quantised = set()
     rows = max(len(tokenizer), model.get_input_embeddings().num_embeddings)
     target = getattr(torch, dtype)
-
-    def shape(each: Stored) -> tuple[int, ...]:
-        return (rows, *each.shape[1:]) if each.name in embeddings else each.shape
-
-    def result(each: Stored) -> Tensor:
-        weight = read_tensor(each).to(getattr(torch, base_dtype))
-        if each.name in embeddings and rows > len(weight):
-            mean = weight.mean(dim=0, dtype=torch.float32).to(weight.dtype)
-            weight = torch.cat([weight, mean.expand(rows - len(weight), -1)])
-        if base is Base.quantised and each.name in quantised:
-            weight = requantise(weight, quantization)
-        if each.name in updates:
-            update = updates[each.name]
-            if (len(update.b), update.a.shape[1]) != tuple(weight.shape):
-                raise ValueError(f"{adapter} does not fit {each.name} of {base_folder}")
-            weight = add(weight, update)
-        return weight.to(target)
-
-    sizes = [math.prod(shape(each)) * target.itemsize for each in tensors]
-    free = shutil.disk_usage(output.parent).free
-    if sum(sizes) > free:
-        raise ValueError(
-            f"{output.parent} has {free / 2**30:.1f} GiB free, the merged model needs "
-            f"{sum(sizes) / 2**30:.1f} GiB: name another --output"
-        )
+    recipe = Recipe(
+        updates=read_updates(adapter),
+        quantised=quantised,
+        quantization=quantization,
+        embeddings=embeddings,
+        vocabulary=rows,
+        base_dtype=getattr(torch, base_dtype),
+        dtype=target,
+    )
     output.mkdir()
-    shards = plan_shards(sizes, max_shard_bytes)
-    weight_map: dict[str, str] = {}
-    for number, positions in enumerate(shards, start=1):
-        name = f"model-{number:05}-of-{len(shards):05}.safetensors"
-        group = [tensors[position] for position in positions]
-        write_shard(
-            output / name, [(each.name, shape(each)) for each in group], target, map(result, group)
-        )
-        weight_map |= {each.name: name for each in group}
-    write_index(output, weight_map, sum(sizes))
+    write_weights(base_folder, output, recipe, max_shard_bytes=max_shard_bytes)
     tokenizer.save_pretrained(output)
     special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in _SPECIAL}
     GenerationConfig(**special).save_pretrained(output)
     config.update({"vocab_size": rows, "architectures": [type(model).__name__], **special})
     config.dtype = target
     config.save_pretrained(output)
-
-
-_SPECIAL = ("bos", "eos", "pad")

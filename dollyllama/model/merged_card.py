@@ -36,6 +36,9 @@ def merged_card(config: dict[str, Any], *, merge: dict[str, Any]) -> str:
         "## Agreement with the adapter on its base",
         markdown_table(("measure", "value"), agreement),
     ]
+    if merge["exceeded"]:
+        limits = [f"`{name}` {merge['tolerance'][name]:g}" for name in merge["exceeded"]]
+        parts.append(f"**Beyond the tolerance** of {' and '.join(limits)}; published all the same.")
     if scores:
         parts += ["## Scores", markdown_table(("metric", "adapter", "merged"), scores)]
     parts += ["## Training", markdown_table(("setting", "value"), config_rows(config))]

@@ -1,10 +1,12 @@
-"""Safetensors files read and written one tensor at a time, without mapping them into memory."""
+"""Safetensors files read and written in parts of a tensor, without mapping them into memory."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,8 @@ from dollyllama.files import write_json
 
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+#: More would wait for the disk, and each may hold a tensor.
+_WRITERS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,18 +47,32 @@ def list_tensors(folder: Path) -> list[Stored]:
     return [stored for path in paths for stored in _read_header(path)]
 
 
-def read_tensor(stored: Stored) -> Tensor:
-    """The tensor in memory of its own."""
-    tensor = torch.empty(stored.shape, dtype=stored.dtype)
+def read_parts(stored: Stored, most: int) -> Iterator[Tensor]:
+    """The tensor from its first row on, each part ``most`` numbers or one row, in its own memory.
+
+    ValueError when the file ends before.
+    """
+    length, *width = stored.shape or (1,)
+    rows = max(1, most // max(1, math.prod(width)))
     with stored.path.open("rb", buffering=0) as file:
         file.seek(stored.start)
-        view = _bytes_of(tensor)
-        while view:
-            count = file.readinto(view)
-            if not count:
-                raise ValueError(f"{stored.path} ends within {stored.name}: copy the file again")
-            view = view[count:]
-    return tensor
+        for first in range(0, length, rows):
+            part = torch.empty((min(rows, length - first), *width), dtype=stored.dtype)
+            view = _bytes_of(part)
+            while view:
+                count = file.readinto(view)
+                if not count:
+                    raise ValueError(
+                        f"{stored.path} ends within {stored.name}: copy the file again"
+                    )
+                view = view[count:]
+            yield part
+
+
+def read_tensor(stored: Stored) -> Tensor:
+    """The whole tensor in memory of its own."""
+    (tensor,) = read_parts(stored, max(1, math.prod(stored.shape)))
+    return tensor.view(stored.shape)
 
 
 def plan_shards(sizes: Sequence[int], most: int) -> list[list[int]]:
@@ -70,30 +88,69 @@ def plan_shards(sizes: Sequence[int], most: int) -> list[list[int]]:
     return shards
 
 
-def write_shard(
-    path: Path,
-    shapes: Sequence[tuple[str, tuple[int, ...]]],
+def write_shards(
+    folder: Path,
+    shapes: Mapping[str, tuple[int, ...]],
     dtype: torch.dtype,
-    tensors: Iterable[Tensor],
+    parts: Callable[[str], Iterable[Tensor]],
+    most: int,
 ) -> None:
-    """Write ``tensors``, which come in the order of ``shapes``, as one file."""
+    """Write a checkpoint into ``folder``: shards of at most ``most`` bytes or one tensor, an index.
+
+    parts: gives a tensor from its first row on, piece by piece; it is called from several threads,
+    for one tensor in each. The places of all are known before, so that none waits for another.
+    """
+    sizes = {name: math.prod(shape) * dtype.itemsize for name, shape in shapes.items()}
+    names = list(shapes)
+    shards = plan_shards(list(sizes.values()), most)
+    places: dict[str, tuple[Path, int]] = {}
+    for number, positions in enumerate(shards, start=1):
+        path = folder / f"model-{number:05}-of-{len(shards):05}.safetensors"
+        end = _write_header(path, {names[each]: shapes[names[each]] for each in positions}, dtype)
+        for name in (names[each] for each in positions):
+            places[name] = path, end
+            end += sizes[name]
+
+    def write(name: str) -> None:
+        path, start = places[name]
+        with path.open("r+b") as file:
+            file.seek(start)
+            for part in parts(name):
+                assert part.dtype == dtype, name
+                file.write(_bytes_of(part.contiguous()))
+            assert file.tell() == start + sizes[name], name
+
+    with _single_threaded_torch() as threads, ThreadPoolExecutor(min(threads, _WRITERS)) as pool:
+        for _ in pool.map(write, names):
+            pass
+    index = {
+        "metadata": {"total_size": sum(sizes.values())},
+        "weight_map": {name: path.name for name, (path, _) in places.items()},
+    }
+    write_json(folder / "model.safetensors.index.json", index)
+
+
+def _write_header(path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype) -> int:
+    """Begin a file for tensors in that order; where the first is to lie."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
-    for name, shape in shapes:
+    for name, shape in shapes.items():
         start, end = end, end + math.prod(shape) * dtype.itemsize
         header[name] = {"dtype": _NAMES[dtype], "shape": shape, "data_offsets": [start, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for (name, shape), tensor in zip(shapes, tensors, strict=True):
-            assert (tensor.shape, tensor.dtype) == (shape, dtype), name
-            file.write(_bytes_of(tensor.contiguous()))
+    return path.write_bytes(len(text).to_bytes(8, "little") + text)
 
 
-def write_index(folder: Path, weight_map: dict[str, str], total_bytes: int) -> None:
-    index = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
-    write_json(folder / "model.safetensors.index.json", index)
+@contextmanager
+def _single_threaded_torch() -> Iterator[int]:
+    """Have each thread compute alone, where several work; yields how many torch would use."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield threads
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
+import fcntl
+import math
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from dollyllama import preflight
+from dollyllama import config, preflight
 from dollyllama.config import Dtype
 from dollyllama.verbs.parser import open_run, require_positive, run_parser
 
@@ -22,6 +26,21 @@ def main(arguments: Sequence[str]) -> int:
     """write adapter and base as one model, and publish it if both agree on held-out rows"""
     command = run_parser("merge", main.__doc__)
     command.add_argument("--output", type=Path, required=True, help="folder to make")
+    add_options(command)
+    given = command.parse_intermixed_args(arguments)
+    check_options(given)
+    run_config = open_run(given.run, given.overrides)
+    preflight.check_sandbox(run_config)
+    with making(given.output) as folder:
+        if not write_verified(run_config, given, folder):
+            return 1
+        folder.rename(given.output)
+    print(f"\n{given.output}")
+    return 0
+
+
+def add_options(command: argparse.ArgumentParser) -> None:
+    """What to merge into, and how far the result may be from the adapter on its base."""
     command.add_argument(
         "--base",
         choices=["quantised", "original"],
@@ -38,17 +57,51 @@ def main(arguments: Sequence[str]) -> int:
         "--min-greedy", type=float, default=MIN_GREEDY, help=f"share, default {MIN_GREEDY}"
     )
     command.add_argument("--publish-anyway", action="store_true", help="beyond the tolerance too")
-    given = command.parse_intermixed_args(arguments)
-    require_positive(given, "max_shard_mib", "rows")
-    output = given.output.absolute()
-    if output.exists():
-        raise ValueError(f"--output {given.output} exists already: name another folder")
-    run_config = open_run(given.run, given.overrides)
 
+
+def check_options(given: argparse.Namespace) -> None:
+    """ValueError for a number below 1, or an output that is there."""
+    require_positive(given, "max_shard_mib", "rows")
+    if given.output.exists():
+        raise ValueError(f"--output {given.output} exists already: name another folder")
+
+
+@contextmanager
+def making(output: Path) -> Iterator[Path]:
+    """A path that is free, to be renamed to ``output`` once it is whole; gone at the end if not.
+
+    It is in a hidden folder beside ``output``, locked as long as this process lives: what a killed
+    one has left there is removed. ValueError when another process is making the same output.
+    """
+    output = output.absolute()
+    hidden = output.with_name(f".{output.name}.tmp")
+    hidden.mkdir(parents=True, exist_ok=True)
+    handle = os.open(hidden, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise ValueError(f"--output {output} is being made by another process: wait") from None
+    try:
+        for left in hidden.iterdir():
+            print(f"removing {left}, which a killed process has left")
+            shutil.rmtree(left)
+        yield hidden / output.name
+    finally:
+        shutil.rmtree(hidden, ignore_errors=True)
+        os.close(handle)
+
+
+def write_verified(run_config: config.Run, given: argparse.Namespace, folder: Path) -> bool:
+    """Merge the run ``given.run`` into a new ``folder``; whether it may be published.
+
+    given: has the options of ``add_options``. What the comparison with the adapter found is
+    printed; a folder that may be published has it in ``merge.json`` and its model card.
+    """
     from dollyllama.bars import stage_bar
     from dollyllama.data.prepare import prepare as prepare_data
-    from dollyllama.files import write_json, write_text
-    from dollyllama.model.agreement import compare, logits_of
+    from dollyllama.files import digest, write_json, write_text
+    from dollyllama.model.agreement import choose_rows, compare, logits_of
     from dollyllama.model.load import load_merged
     from dollyllama.model.merge import Base, write_merged
     from dollyllama.model.merged_card import merged_card
@@ -62,61 +115,58 @@ def main(arguments: Sequence[str]) -> int:
         )
     with stage_bar("data") as progress:
         data = prepare_data(run_config.data, tokenizer, seed=run_config.seed, progress=progress)
-    stride = max(1, len(data.held_out) // given.rows)
-    rows = data.held_out[::stride][: given.rows]
+    rows = choose_rows(data.held_out, given.rows)
     ids = [row.ids for row in rows]
     adapter_logits = logits_of(model, ids)
     adapter_scores = _scores(measure(run_config, model, tokenizer, data.held_out))
     del model  # one model at a time
 
     dtype = Dtype(given.dtype or run_config.model.dtype)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
-    try:
-        write_merged(
-            base_folder,
-            given.run / "adapter",
-            temporary,
-            tokenizer=tokenizer,
-            base=Base(given.base),
-            base_dtype=run_config.model.dtype,
-            quantization=run_config.quantization,
-            dtype=dtype,
-            max_shard_bytes=given.max_shard_mib * 2**20,
+    write_merged(
+        base_folder,
+        given.run / "adapter",
+        folder,
+        tokenizer=tokenizer,
+        base=Base(given.base),
+        base_dtype=run_config.model.dtype,
+        quantization=run_config.quantization,
+        dtype=dtype,
+        max_shard_bytes=given.max_shard_mib * 2**20,
+    )
+    merged = load_merged(folder, choose_device(run_config.device))
+    agreement = compare(adapter_logits, logits_of(merged, ids), ids, [row.masked for row in rows])
+    if math.isnan(agreement.kl):
+        raise ValueError(f"in {dtype} the merged model computes no numbers: try another --dtype")
+    merged_scores = _scores(measure(run_config, merged, tokenizer, data.held_out))
+    beyond = {
+        "max_kl": agreement.kl > given.max_kl,
+        "min_greedy": agreement.greedy < given.min_greedy,
+    }
+    record: dict[str, Any] = {
+        "adapter": digest(given.run / "adapter" / "adapter_model.safetensors"),
+        "base": given.base,
+        "dtype": str(dtype),
+        "rows": len(rows),
+        "tolerance": {"max_kl": given.max_kl, "min_greedy": given.min_greedy},
+        "exceeded": [name for name, is_so in beyond.items() if is_so],
+        "agreement": asdict(agreement),
+        "scores": {
+            name: [value, merged_scores.get(name)] for name, value in adapter_scores.items()
+        },
+    }
+    for name, value in record["agreement"].items():
+        print(f"{name:26} {value:.6g}")
+    if record["exceeded"]:
+        print(
+            f"merged and adapter differ by more than --max-kl {given.max_kl:g} "
+            f"--min-greedy {given.min_greedy:g} allow"
         )
-        merged = load_merged(temporary, choose_device(run_config.device))
-        agreement = compare(
-            adapter_logits, logits_of(merged, ids), ids, [row.masked for row in rows]
-        )
-        merged_scores = _scores(measure(run_config, merged, tokenizer, data.held_out))
-        record: dict[str, Any] = {
-            "base": given.base,
-            "dtype": str(dtype),
-            "rows": len(rows),
-            "tolerance": {"max_kl": given.max_kl, "min_greedy": given.min_greedy},
-            "agreement": asdict(agreement),
-            "scores": {
-                name: [value, merged_scores.get(name)] for name, value in adapter_scores.items()
-            },
-        }
-        for name, value in record["agreement"].items():
-            print(f"{name:26} {value:.6g}")
-        # Not "beyond": a KL that is no number is refused too.
-        if not (agreement.kl <= given.max_kl and agreement.greedy >= given.min_greedy):
-            print(
-                f"merged and adapter differ by more than --max-kl {given.max_kl:g} "
-                f"--min-greedy {given.min_greedy:g} allow"
-            )
-            if not given.publish_anyway:
-                print("nothing was published: --publish-anyway overrules it")
-                return 1
-        write_json(temporary / "merge.json", record)
-        write_text(temporary / "README.md", merged_card(asdict(run_config), merge=record))
-        temporary.rename(output)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    print(f"\n{given.output}")
-    return 0
+        if not given.publish_anyway:
+            print("nothing was published: --publish-anyway overrules it")
+            return False
+    write_json(folder / "merge.json", record)
+    write_text(folder / "README.md", merged_card(asdict(run_config), merge=record))
+    return True
 
 
 def _scores(measured: Any) -> dict[str, float | None]:
