@@ -26,6 +26,8 @@ LAYERS = [
         "model",
         "plots",
         "answers",
+        "latency",
+        "pyfunc",
         "serving",
     ],
     ["embedded.pretrain", "preflight", "summary", "training.optimizers", "training.loss"],
