@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
 
+from dollyllama.decoding.cache import GrowingLayer, fresh_cache
 from dollyllama.decoding.penalty import Weigh, adaptive, fixed
 from dollyllama.decoding.stream import Stop, Stream, collect, left_padded_positions
 
@@ -102,7 +102,7 @@ def contrastive_tokens(model: Any, ids_BT: Tensor, mask_BT: Tensor, weigh: Weigh
         )
         out = model(
             input_ids=candidate_BK,
-            attention_mask=_attention_mask(model, visible_BKS),
+            attention_mask=_attention_mask(visible_BKS, cache.layers[0].keys.dtype),
             position_ids=position_B[:, None].expand(size, k),
             past_key_values=cache,
             use_cache=True,
@@ -221,9 +221,9 @@ def _shared_cache(model: Any) -> DynamicCache:
             f"contrastive search cannot mask candidates with attention {attention!r}: load the "
             f"model with attn_implementation={' or '.join(_MASKED_ATTENTION)}"
         )
-    cache = DynamicCache(config=model.config)
+    cache = fresh_cache(model)
     for layer in cache.layers:
-        if type(layer) is not DynamicLayer:
+        if type(layer) is not GrowingLayer:
             raise ValueError(
                 f"contrastive search needs a cache of the whole prefix, and {name} wants "
                 f"{type(layer).__name__}: use decoding=greedy or decoding=nucleus"
@@ -231,20 +231,18 @@ def _shared_cache(model: Any) -> DynamicCache:
     return cache
 
 
-def _attention_mask(model: Any, visible_BKS: Tensor) -> Tensor:
-    """The mask as the attention in use takes it: SDPA booleans, eager numbers to add."""
+def _attention_mask(visible_BKS: Tensor, dtype: torch.dtype) -> Tensor:
+    """The mask as numbers to add, made once: booleans would be turned into them in each layer."""
     visible_B1KS = visible_BKS[:, None]
-    if model.config._attn_implementation == "sdpa":
-        return visible_B1KS
-    lowest = torch.finfo(torch.float32).min
-    return torch.zeros_like(visible_B1KS, dtype=torch.float32).masked_fill(~visible_B1KS, lowest)
+    return torch.zeros_like(visible_B1KS, dtype=dtype).masked_fill(~visible_B1KS, -torch.inf)
 
 
 def _keep_chosen(cache: DynamicCache, prefix: int, chosen_B: Tensor) -> None:
     """Leave the chosen candidate's keys and values behind ``prefix`` tokens, drop its siblings'."""
-    every_B = torch.arange(len(chosen_B), device=chosen_B.device)
     candidates = cache.get_seq_length() - prefix
-    for layer in cache.layers:
-        for states_BHSd in (layer.keys, layer.values):
-            states_BHSd[:, :, prefix] = states_BHSd[every_B, :, prefix + chosen_B]
+    if chosen_B.any():  # where they are the first, they stand in place
+        every_B = torch.arange(len(chosen_B), device=chosen_B.device)
+        for layer in cache.layers:
+            for states_BHSd in (layer.keys, layer.values):
+                states_BHSd[:, :, prefix] = states_BHSd[every_B, :, prefix + chosen_B]
     cache.crop(1 - candidates)

@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from dollyllama.config import Decoding, Strategy
 from dollyllama.data.prompt import END_MARKER, strip_end_marker
 from dollyllama.data.tokens import encode_prompts
+from dollyllama.decoding.cache import fresh_cache
 from dollyllama.decoding.contrastive import contrastive_tokens
 from dollyllama.decoding.penalty import adaptive, fixed
 from dollyllama.decoding.stop_strings import safe_text
@@ -241,7 +241,7 @@ Choose = Callable[[Tensor, list[int]], Tensor]
 @torch.no_grad()
 def next_tokens(model: Any, ids_BT: Tensor, mask_BT: Tensor, choose: Choose) -> Stream:
     """Stream tokens that ``choose`` picks from the next token's logits alone (float32)."""
-    cache = DynamicCache(config=model.config)
+    cache = fresh_cache(model)
     position_BT = left_padded_positions(mask_BT)
     rows = list(range(len(ids_BT)))
     while True:

@@ -350,7 +350,9 @@ def test_when_memory_runs_out_the_batch_is_halved_and_the_work_goes_on(
 def test_when_one_prompt_is_too_many_it_says_so(
     llama: LlamaForCausalLM, byte_tokenizer: Any
 ) -> None:
-    with pytest.raises(ValueError, match=r"one prompt of 34 tokens: lower decoding.max_new_tokens"):
+    with pytest.raises(
+        ValueError, match=r"one prompt of 34 tokens: shorten it or lower decoding.max_new_tokens"
+    ):
         run(Exhausted(llama, 0, OUT_OF_MEMORY[0]), byte_tokenizer)
 
 
