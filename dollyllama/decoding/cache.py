@@ -34,22 +34,23 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
     ) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        length = self.get_seq_length()
-        self._key_room = _make_room(self.keys, self._key_room, key_states, length)
-        self._value_room = _make_room(self.values, self._value_room, value_states, length)
-        end = length + key_states.shape[-2]
-        self.keys, self.values = self._key_room[:, :, :end], self._value_room[:, :, :end]
-        self.keys[:, :, length:], self.values[:, :, length:] = key_states, value_states
+        if not self.get_seq_length():
+            self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
+        self.keys, self._key_room = append(self.keys, self._key_room, key_states)
+        self.values, self._value_room = append(self.values, self._value_room, value_states)
         return self.keys, self.values
 
 
-def _make_room(kept: Tensor, room: Tensor | None, new: Tensor, length: int) -> Tensor:
-    """A buffer that begins with ``kept``, which is ``length`` long, and has room for ``new``."""
-    end = length + new.shape[-2]
+def append(kept: Tensor, room: Tensor | None, new: Tensor) -> tuple[Tensor, Tensor]:
+    """``kept`` with ``new`` behind it in the last dimension but one, and the buffer of both.
+
+    room: the buffer whose first positions ``kept`` is, from the last call, or None. It is written
+    into where it has room, and else is copied to one with more.
+    """
+    length, end = kept.shape[-2], kept.shape[-2] + new.shape[-2]
     # Rows that were dropped leave ``kept`` in memory of its own.
-    if room is not None and kept.data_ptr() == room.data_ptr() and end <= room.shape[-2]:
-        return room
-    grown = new.new_empty(*new.shape[:2], end + end // 8 + 16, new.shape[-1])
-    if length:
-        grown[:, :, :length] = kept
-    return grown
+    if room is None or kept.data_ptr() != room.data_ptr() or end > room.shape[-2]:
+        room = kept.new_empty(*kept.shape[:-2], end + end // 8 + 16, kept.shape[-1])
+        room[..., :length, :] = kept
+    room[..., length:end, :] = new
+    return room[..., :end, :], room

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import DynamicCache
 
-from dollyllama.decoding.cache import GrowingLayer, fresh_cache
+from dollyllama.decoding.cache import GrowingLayer, append, fresh_cache
 from dollyllama.decoding.penalty import Weigh, adaptive, fixed
 from dollyllama.decoding.stream import Stop, Stream, collect, left_padded_positions
 
@@ -61,10 +61,14 @@ def contrastive_search(
     weigh = fixed(alpha, k) if q is None else adaptive(q)
     stream = contrastive_tokens(model, input_ids, mask_BT, weigh)
     written = collect(stream, limits=[max_new_tokens] * len(input_ids), stop=finished)
+    return behind(input_ids, written, fill=ends[0] if ends else 0)
+
+
+def behind(ids_BT: Tensor, written: Sequence[list[int]], *, fill: int) -> Tensor:
+    """ids_BS: what each row wrote behind its prompt, then ``fill`` up to the longest."""
     longest = max(len(row) for row in written)
-    fill = ends[0] if ends else 0
     padded = [row + [fill] * (longest - len(row)) for row in written]
-    return torch.cat([input_ids, torch.tensor(padded, device=input_ids.device)], dim=1)
+    return torch.cat([ids_BT, torch.tensor(padded, device=ids_BT.device)], dim=1)
 
 
 @torch.no_grad()
@@ -87,7 +91,8 @@ def contrastive_tokens(model: Any, ids_BT: Tensor, mask_BT: Tensor, weigh: Weigh
         logits_to_keep=1,
     )
     logits_BV = out.logits[:, -1].float()
-    context = _Context(normalize(out.hidden_states[-1].float(), dim=-1), mask_BT.bool())
+    context_BTD, room = normalize(out.hidden_states[-1].float(), dim=-1), None
+    seen_BT = mask_BT.bool()
     position_B = position_BT[:, -1] + 1
     rows = list(range(len(ids_BT)))
     del out
@@ -98,7 +103,7 @@ def contrastive_tokens(model: Any, ids_BT: Tensor, mask_BT: Tensor, weigh: Weigh
         size, k = candidate_BK.shape
         itself_KK = torch.eye(k, dtype=torch.bool, device=ids_BT.device)
         visible_BKS = torch.cat(
-            [context.seen[:, None].expand(size, k, -1), itself_KK.expand(size, k, k)], dim=-1
+            [seen_BT[:, None].expand(size, k, -1), itself_KK.expand(size, k, k)], dim=-1
         )
         out = model(
             input_ids=candidate_BK,
@@ -109,58 +114,24 @@ def contrastive_tokens(model: Any, ids_BT: Tensor, mask_BT: Tensor, weigh: Weigh
             output_hidden_states=[-1],
         )
         hidden_BKD = normalize(out.hidden_states[-1].float(), dim=-1)
-        penalty_BK = largest_similarity(hidden_BKD, context.states, context.seen)
+        penalty_BK = largest_similarity(hidden_BKD, context_BTD, seen_BT)
         chosen_B = pick(probability_BK, penalty_BK, k_B, alpha_B)
         every_B = torch.arange(size, device=ids_BT.device)
 
         keep = yield candidate_BK[every_B, chosen_B]
 
-        _keep_chosen(cache, context.length, chosen_B)
+        _keep_chosen(cache, seen_BT.shape[1], chosen_B)
         if keep is None:
             keep = every_B
         else:
             cache.batch_select_indices(keep)
-            context.keep(keep)
+            context_BTD, seen_BT = context_BTD[keep], seen_BT[keep]
             rows = [rows[place] for place in keep.tolist()]
         chosen_B = chosen_B[keep]
         logits_BV = out.logits[keep, chosen_B].float()
-        context.append(hidden_BKD[keep, chosen_B])
+        context_BTD, room = append(context_BTD, room, hidden_BKD[keep, chosen_B][:, None])
+        seen_BT = torch.cat([seen_BT, seen_BT.new_ones(len(keep), 1)], dim=1)
         position_B = position_B[keep] + 1
-
-
-class _Context:
-    """The states of the text so far, of length 1, in a buffer with room for more.
-
-    Appending to a tensor copies it; so the buffer grows by a part of its size at a time.
-    """
-
-    def __init__(self, states_BTD: Tensor, seen_BT: Tensor) -> None:
-        self.length = seen_BT.shape[1]
-        self._states, self._seen = states_BTD, seen_BT
-
-    @property
-    def states(self) -> Tensor:
-        return self._states[:, : self.length]
-
-    @property
-    def seen(self) -> Tensor:
-        """Where the text is no padding: bool, seen_BT."""
-        return self._seen[:, : self.length]
-
-    def keep(self, rows: Tensor) -> None:
-        self._states, self._seen = self._states[rows], self._seen[rows]
-
-    def append(self, states_BD: Tensor) -> None:
-        if self.length == self._seen.shape[1]:
-            size, _, width = self._states.shape
-            more = self.length // 8 + 16
-            self._states = torch.cat(
-                [self._states, self._states.new_zeros(size, more, width)], dim=1
-            )
-            self._seen = torch.cat([self._seen, self._seen.new_zeros(size, more)], dim=1)
-        self._states[:, self.length] = states_BD
-        self._seen[:, self.length] = True
-        self.length += 1
 
 
 def largest_similarity(hidden_BKD: Tensor, context_BTD: Tensor, seen_BT: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from transformers import DynamicCache, GenerationConfig
 from transformers.generation import LogitsProcessorList, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
-from dollyllama.decoding.contrastive import contrastive_tokens
+from dollyllama.decoding.contrastive import behind, contrastive_tokens
 from dollyllama.decoding.penalty import adaptive, fixed
 from dollyllama.decoding.stream import follow
 
@@ -67,10 +67,7 @@ def contrastive(
             stream_to.put(torch.tensor([written[0][-1]]))
     if stream_to is not None:
         stream_to.end()
-    longest = max(len(row) for row in written)
-    fill = _padding(generation_config)
-    padded = [row + [fill] * (longest - len(row)) for row in written]
-    return torch.cat([input_ids, torch.tensor(padded, device=input_ids.device)], dim=1)
+    return behind(input_ids, written, fill=_padding(generation_config))
 
 
 def _refuse(
