@@ -8,9 +8,7 @@ with lie beside the output, in ``<output>.settings.json``.
 
 from __future__ import annotations
 
-import gzip
 import json
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +19,7 @@ from dollyllama.data.prompt import format_prompt
 from dollyllama.data.sources import join_input, sql_instruction
 from dollyllama.data.tokens import encode_prompts
 from dollyllama.decoding.generate import Completion, PromptTooLargeError, generate
-from dollyllama.files import write_json
+from dollyllama.files import read_unpacked, write_json
 
 #: So many batches are answered at once: within them, prompts of like length go together.
 _WINDOW_BATCHES = 8
@@ -51,12 +49,9 @@ def read_requests(path: Path) -> list[Request]:
     unpacked.
     """
     try:
-        data = path.read_bytes()
-        lines = (gzip.decompress(data) if path.suffix == ".gz" else data).split(b"\n")
+        lines = read_unpacked(path, f"--input {path}").split(b"\n")
     except FileNotFoundError:
         raise ValueError(f"--input {path} is not there") from None
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise ValueError(f"--input {path} is not a whole gzip file ({error})") from None
     return [_read(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
 
 

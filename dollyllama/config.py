@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from enum import StrEnum
 from pathlib import Path
@@ -424,6 +424,13 @@ class Decoding:
         _in_range("decoding.alpha", self.alpha, 0, 1, open_low=False)
         _in_range("decoding.k", self.k, 1, math.inf, open_low=False)
         _in_range("decoding.q", self.q, 0, math.inf, open_low=True)
+
+    @classmethod
+    def of(cls, strategy: Strategy, max_new_tokens: int, **values: Any) -> Decoding:
+        """A strategy with exactly these values; the others are null."""
+        given: dict[str, Any] = dict.fromkeys(each.name for each in fields(cls))
+        given |= values | {"strategy": strategy, "max_new_tokens": max_new_tokens}
+        return cls(**given)
 
 
 #: What each grader says of an answer that it can judge; the first is what the grader is for.

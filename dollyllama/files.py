@@ -1,11 +1,15 @@
-"""Files that appear whole or not at all, and their digests."""
+"""Files that appear whole or not at all, what they hold, and folders that one process has."""
 
 from __future__ import annotations
 
+import fcntl
+import gzip
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +38,37 @@ def read_json_lines(path: Path) -> list[Any]:
     """Read JSON Lines. Splits on line feeds alone: U+2028 inside a string is no line break."""
     text = path.read_text(encoding="utf-8")
     return [json.loads(line) for line in text.split("\n") if line]
+
+
+def read_unpacked(path: Path, named: str) -> bytes:
+    """A file's bytes, unpacked when its name ends in .gz.
+
+    named: what an error calls it. ValueError when it is no whole gzip file.
+    """
+    data = path.read_bytes()
+    if path.suffix != ".gz":
+        return data
+    try:
+        return gzip.decompress(data)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ValueError(f"{named} is not a whole gzip file ({error}): copy it again") from error
+
+
+@contextmanager
+def locked(folder: Path, busy: str) -> Iterator[None]:
+    """Keep other processes out of ``folder``; the lock goes with this one, killed or not.
+
+    ValueError that says ``busy`` when one is at it.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(busy) from None
+        yield
+    finally:
+        os.close(handle)
 
 
 def digest(path: Path) -> str:

@@ -163,6 +163,4 @@ def choose(default: Decoding, given: Mapping[str, Any]) -> Decoding:
     strategy = Strategy(given["strategy"])
     if strategy is default.strategy:
         return replace(default, **{**given, "strategy": strategy})
-    nothing = dict.fromkeys(name for name in _PARAMS if name != "seed")
-    values = {**nothing, "max_new_tokens": default.max_new_tokens, **given}
-    return Decoding(**{**values, "strategy": strategy})
+    return Decoding.of(**{"max_new_tokens": default.max_new_tokens, **given, "strategy": strategy})

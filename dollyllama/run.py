@@ -7,9 +7,7 @@ finds it complete also when the run failed; ``restore`` makes a model of it agai
 from __future__ import annotations
 
 import enum
-import fcntl
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -33,7 +31,7 @@ from dollyllama.evaluation.metric import Metric
 from dollyllama.evaluation.suite import Evaluated, evaluate, select
 from dollyllama.evaluation.table import compare_table
 from dollyllama.explain import one_line
-from dollyllama.files import read_json_lines, write_json, write_json_lines, write_text
+from dollyllama.files import locked, read_json_lines, write_json, write_json_lines, write_text
 from dollyllama.model.adapter import attach_adapter, count_parameters, load_adapter, save_adapter
 from dollyllama.model.load import load_base, load_tokenizer
 from dollyllama.model.precision import dtype_census, upcast
@@ -79,7 +77,7 @@ def run(run_config: config.Run, folder: Path) -> Result:
     folder.mkdir(parents=True, exist_ok=True)
     device = choose_device(run_config.device)
     with (
-        _alone_in(folder),
+        locked(folder, f"{folder} is being trained by another process: wait for it"),
         _recorded(result, folder),
         _tracked(run_config, folder, result) as tracker,
     ):
@@ -389,24 +387,6 @@ def _previous_result(folder: Path) -> Result:
 
 def _write_result(result: Result, folder: Path) -> None:
     write_json(folder / "result.json", asdict(result))
-
-
-@contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Keep other processes out of ``folder``; the lock goes with this one, killed or not.
-
-    ValueError when one is at it.
-    """
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        raise ValueError(f"{folder} is being trained by another process: wait for it") from None
-    try:
-        yield
-    finally:
-        os.close(handle)
 
 
 @contextmanager

@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import codecs
 import csv
-import gzip
 import hashlib
 import json
 import os
 import re
-import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +23,7 @@ from dollyllama.config import RowFormat
 from dollyllama.data.example import Example, Rejected
 from dollyllama.data.prompt import extract_instruction
 from dollyllama.embedded import EMBEDDED
-from dollyllama.files import digest
+from dollyllama.files import digest, read_unpacked
 from dollyllama.hub import hub_answers, root_line
 
 Row = dict[str, Any]
@@ -396,11 +394,7 @@ def read_rows(
 def _read_json(path: Path, *, name: str, damaged: list[Damaged] | None) -> list[Row]:
     """JSON Lines, or one JSON list. Lines end at line feeds alone: U+2028 belongs to a string."""
     where = f"data.sources.{name}: {path}"
-    try:
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise ValueError(f"{where} is not a whole gzip file ({error}): copy it again") from error
-    data = data.removeprefix(codecs.BOM_UTF8)
+    data = read_unpacked(path, where).removeprefix(codecs.BOM_UTF8)
     if data.lstrip()[:1] == b"[":
         return _read_list(data, where)
     rows: list[Row] = []

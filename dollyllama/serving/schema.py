@@ -170,7 +170,7 @@ class Asked(_Strict):
         wanted = min(default.max_new_tokens, most_tokens) if limit is None else limit
         decoding = replace(default, max_new_tokens=wanted)
         if self.q is not None:
-            return _with(decoding, Strategy.adaptive_contrastive, q=self.q)
+            return Decoding.of(Strategy.adaptive_contrastive, decoding.max_new_tokens, q=self.q)
         if self.alpha is not None or self.k is not None:
             alpha = default.alpha if self.alpha is None else self.alpha
             k = default.k if self.k is None else self.k
@@ -183,14 +183,14 @@ class Asked(_Strict):
                     f"alpha=0.6 and k=4",
                     param=missing,
                 )
-            return _with(decoding, Strategy.contrastive, alpha=alpha, k=k)
+            return Decoding.of(Strategy.contrastive, decoding.max_new_tokens, alpha=alpha, k=k)
         penalty = self.repetition_penalty or default.repetition_penalty
         if self.temperature == 0:
-            return _with(decoding, Strategy.greedy, repetition_penalty=penalty)
+            return Decoding.of(Strategy.greedy, decoding.max_new_tokens, repetition_penalty=penalty)
         if self.temperature is not None or self.top_p is not None:
-            return _with(
-                decoding,
+            return Decoding.of(
                 Strategy.nucleus,
+                decoding.max_new_tokens,
                 temperature=_first(self.temperature, default.temperature, 1.0),
                 top_p=_first(self.top_p, default.top_p, 1.0),
                 repetition_penalty=penalty,
@@ -208,12 +208,6 @@ class Asked(_Strict):
 
 def _first(*values: float | None) -> float:
     return next(value for value in values if value is not None)
-
-
-def _with(decoding: Decoding, strategy: Strategy, **values: Any) -> Decoding:
-    """The same length, another strategy with exactly its own values."""
-    nothing = dict.fromkeys(("temperature", "top_p", "repetition_penalty", "alpha", "k", "q"))
-    return Decoding(strategy=strategy, max_new_tokens=decoding.max_new_tokens, **(nothing | values))
 
 
 class TextPart(_Strict):

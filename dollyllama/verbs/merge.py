@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import fcntl
 import math
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +13,7 @@ from typing import Any
 
 from dollyllama import config, preflight
 from dollyllama.config import Dtype
+from dollyllama.files import locked
 from dollyllama.verbs.parser import open_run, require_positive, run_parser
 
 #: A merge beyond either is not published. docs/merging.md has the measurements behind them.
@@ -76,20 +75,14 @@ def making(output: Path) -> Iterator[Path]:
     output = output.absolute()
     hidden = output.with_name(f".{output.name}.tmp")
     hidden.mkdir(parents=True, exist_ok=True)
-    handle = os.open(hidden, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        raise ValueError(f"--output {output} is being made by another process: wait") from None
-    try:
-        for left in hidden.iterdir():
-            print(f"removing {left}, which a killed process has left")
-            shutil.rmtree(left)
-        yield hidden / output.name
-    finally:
-        shutil.rmtree(hidden, ignore_errors=True)
-        os.close(handle)
+    with locked(hidden, f"--output {output} is being made by another process: wait"):
+        try:
+            for left in hidden.iterdir():
+                print(f"removing {left}, which a killed process has left")
+                shutil.rmtree(left)
+            yield hidden / output.name
+        finally:
+            shutil.rmtree(hidden, ignore_errors=True)
 
 
 def write_verified(run_config: config.Run, given: argparse.Namespace, folder: Path) -> bool:

@@ -18,8 +18,7 @@ BOS, EOS, PAD = 0, 1, 2
 def make_decoding(
     strategy: Strategy = Strategy.greedy, max_new_tokens: int = 12, **values: Any
 ) -> Decoding:
-    nothing = dict.fromkeys(("temperature", "top_p", "repetition_penalty", "alpha", "k", "q"))
-    return Decoding(strategy=strategy, max_new_tokens=max_new_tokens, **(nothing | values))
+    return Decoding.of(strategy, max_new_tokens, **values)
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:

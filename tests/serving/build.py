@@ -11,36 +11,9 @@ from dollyllama.config import Decoding, Strategy
 from dollyllama.serving.engine import Answer, Delta, Engine, Event, Failure, Job
 from tests.decoding.build import Scripted
 
-GREEDY = Decoding(
-    strategy=Strategy.greedy,
-    max_new_tokens=16,
-    temperature=None,
-    top_p=None,
-    repetition_penalty=None,
-    alpha=None,
-    k=None,
-    q=None,
-)
-CONTRASTIVE = Decoding(
-    strategy=Strategy.contrastive,
-    max_new_tokens=16,
-    temperature=None,
-    top_p=None,
-    repetition_penalty=None,
-    alpha=0.6,
-    k=4,
-    q=None,
-)
-NUCLEUS = Decoding(
-    strategy=Strategy.nucleus,
-    max_new_tokens=16,
-    temperature=1.0,
-    top_p=0.9,
-    repetition_penalty=None,
-    alpha=None,
-    k=None,
-    q=None,
-)
+GREEDY = Decoding.of(Strategy.greedy, 16)
+CONTRASTIVE = Decoding.of(Strategy.contrastive, 16, alpha=0.6, k=4)
+NUCLEUS = Decoding.of(Strategy.nucleus, 16, temperature=1.0, top_p=0.9)
 
 
 def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
