@@ -15,12 +15,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,6 +33,7 @@ from dollyllama.decoding.contrastive import contrastive_tokens, largest_similari
 from dollyllama.decoding.generate import greedy, next_tokens
 from dollyllama.decoding.penalty import adaptive, fixed
 from dollyllama.decoding.stream import Stream
+from dollyllama.latency.measure import peak, reset_peak
 
 ALPHA, K, Q = 0.6, 4, 1.0
 #: Times a token that are compared.
@@ -149,21 +150,12 @@ def write(
 def peak_mib(side: str, *, dtype: str, batch: int, context: int, tokens: int) -> float:
     """Peak memory of decoding, in MiB above the loaded model, in this process."""
     model = make_model(context + tokens, dtype)
-    if torch.cuda.is_available():
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        write(side, model, batch=batch, context=context, tokens=tokens)
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
     write(side, model, batch=1, context=8, tokens=2)  # what any first pass takes
-    before = _resident_kib("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak begins anew
+    before = reset_peak(model.device)
+    if before is None:
+        return math.nan
     write(side, model, batch=batch, context=context, tokens=tokens)
-    return (_resident_kib("VmHWM") - before) / 1024
-
-
-def _resident_kib(field: str) -> int:
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    return int(status.partition(f"{field}:")[2].split()[0])
+    return (peak(model.device) - before) / 2**20
 
 
 def measure_memory(dtype: str, batch: int, context: int, tokens: int) -> dict[str, float]:

@@ -11,20 +11,19 @@ same measures as ``merge`` verifies with.
 from __future__ import annotations
 
 import argparse
-import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dollyllama import config, preflight
+from dollyllama import config
 from dollyllama.card import markdown_table
 from dollyllama.data.prepare import prepare
 from dollyllama.model.adapter import load_adapter
 from dollyllama.model.agreement import choose_rows, compare, logits_of
-from dollyllama.model.load import load_base, load_merged
-from dollyllama.model.merge import Base, write_merged
-from dollyllama.run import choose_device, restore
+from dollyllama.model.load import load_base
+from dollyllama.model.merge import Base
+from dollyllama.run import choose_device, restore, restore_merged
 from dollyllama.verbs.parser import open_run
 
 UNQUANTISED = config.Quantization(
@@ -72,28 +71,9 @@ def ways(run_config: config.Run, run: Path, tokenizer: Any) -> Iterator[tuple[st
     for base in Base:
         for dtype in dict.fromkeys((run_config.model.dtype, config.Dtype.float32)):
             way = f"merge --base {base} --dtype {dtype}"
-            yield way, ours(run_config, run, tokenizer, base, dtype)
+            yield way, restore_merged(run_config, run, tokenizer, base=base, dtype=dtype)
     yield "PEFT, on the model as trained", restore(run_config, run)[0].merge_and_unload()
     yield "PEFT, on the base in float16", peft_on_float16(run_config, run, tokenizer)
-
-
-def ours(run_config: config.Run, run: Path, tokenizer: Any, base: Base, dtype: config.Dtype) -> Any:
-    base_folder = preflight.model_folder(run_config.model.path, run_config.model.revision)
-    assert base_folder is not None  # restore has just loaded it
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary) / "merged"
-        write_merged(
-            base_folder,
-            run / "adapter",
-            folder,
-            tokenizer=tokenizer,
-            base=base,
-            base_dtype=run_config.model.dtype,
-            quantization=run_config.quantization,
-            dtype=dtype,
-            max_shard_bytes=2**31,
-        )
-        return load_merged(folder, choose_device(run_config.device))
 
 
 def peft_on_float16(run_config: config.Run, run: Path, tokenizer: Any) -> Any:

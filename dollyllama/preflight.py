@@ -59,6 +59,14 @@ def check_sandbox(run: config.Run) -> None:
         )
 
 
+def require_model_folder(run: config.Run) -> Path:
+    """``model_folder`` of a run's base. ValueError when it is nowhere on this machine."""
+    folder = model_folder(run.model.path, run.model.revision)
+    if folder is None:
+        raise ValueError(f"model.path={run.model.path} is not in the Hub's cache: load it once")
+    return folder
+
+
 def model_folder(path: str, revision: str | None) -> Path | None:
     """Where a base model's files are: embedded, a local folder, or the Hub's cache; else None.
 

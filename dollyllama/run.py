@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 import json
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from typing import Any
 import torch
 from accelerate.utils import set_seed
 
-from dollyllama import config, embedded, provenance
+from dollyllama import config, embedded, preflight, provenance
 from dollyllama.bars import stage_bar
 from dollyllama.card import base_name, config_rows, model_card
 from dollyllama.data.prepare import EmptySide, PreparedData, prepare
@@ -33,7 +34,8 @@ from dollyllama.evaluation.table import compare_table
 from dollyllama.explain import one_line
 from dollyllama.files import locked, read_json_lines, write_json, write_json_lines, write_text
 from dollyllama.model.adapter import attach_adapter, count_parameters, load_adapter, save_adapter
-from dollyllama.model.load import load_base, load_tokenizer
+from dollyllama.model.load import load_base, load_merged, load_tokenizer
+from dollyllama.model.merge import Base, write_merged
 from dollyllama.model.precision import dtype_census, upcast
 from dollyllama.redact import redact
 from dollyllama.summary import columns, cost_rows, next_commands
@@ -165,6 +167,35 @@ def restore(run_config: config.Run, folder: Path) -> tuple[Any, Any]:
     tokenizer = load_tokenizer(str(adapter), None)
     model = _load_base(run_config, tokenizer, choose_device(run_config.device))
     return load_adapter(model, adapter), tokenizer
+
+
+def restore_merged(
+    run_config: config.Run,
+    folder: Path,
+    tokenizer: Any,
+    *,
+    base: Base = Base.quantised,
+    dtype: config.Dtype | None = None,
+) -> Any:
+    """The run's merged model as ``merge`` makes it, from files that are gone again, unverified.
+
+    dtype: the run's when None. ValueError when it cannot be merged.
+    """
+    # In the run's folder: the temporary one of the system may be small, or in memory.
+    with tempfile.TemporaryDirectory(prefix=".merged-", dir=folder) as temporary:
+        merged = Path(temporary) / "merged"
+        write_merged(
+            preflight.require_model_folder(run_config),
+            folder / "adapter",
+            merged,
+            tokenizer=tokenizer,
+            base=base,
+            base_dtype=run_config.model.dtype,
+            quantization=run_config.quantization,
+            dtype=dtype or run_config.model.dtype,
+            max_shard_bytes=2**31,
+        )
+        return load_merged(merged, choose_device(run_config.device))
 
 
 def check_base(run_config: config.Run, folder: Path) -> None:

@@ -67,7 +67,7 @@ def time_answer(model: Any, ids_BT: Tensor, tokens: int) -> Timing:
     End-of-sequence stops no row. Each token is read on the CPU, as ``decoding`` does, so a GPU has
     finished it when its time is taken.
     """
-    before = _reset_peak(model.device)
+    before = reset_peak(model.device)
     written: list[list[int]] = [[] for _ in ids_BT]
     started = time.perf_counter()
     steps = follow(
@@ -81,7 +81,7 @@ def time_answer(model: Any, ids_BT: Tensor, tokens: int) -> Timing:
     for _ in steps:
         pass
     ended = time.perf_counter()
-    growth = None if before is None else (_peak(model.device) - before) / 2**20
+    growth = None if before is None else (peak(model.device) - before) / 2**20
     return Timing(
         first_seconds=first - started,
         next_seconds=(ended - first) / (tokens - 1),
@@ -128,7 +128,7 @@ def _draw_ids(model: Any, batch: int, context: int, seed: int) -> Tensor:
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 
 
-def _reset_peak(device: torch.device) -> int | None:
+def reset_peak(device: torch.device) -> int | None:
     """Begin a new peak; the bytes held now. None where a CPU's peak cannot be begun anew.
 
     On a CPU it is the process's resident memory (proc(5), ``clear_refs``), after the allocator has
@@ -144,11 +144,11 @@ def _reset_peak(device: torch.device) -> int | None:
         _CLEAR_REFS.write_text("5", encoding="ascii")
     except OSError:
         return None
-    return _peak(device)
+    return peak(device)
 
 
-def _peak(device: torch.device) -> int:
-    """The most bytes held since ``_reset_peak``."""
+def peak(device: torch.device) -> int:
+    """The most bytes held since ``reset_peak``."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status").read_text(encoding="ascii")

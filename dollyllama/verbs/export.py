@@ -4,23 +4,16 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
-from pathlib import Path
 
-from dollyllama import preflight
-from dollyllama.verbs.merge import add_options, check_options, making, write_verified
-from dollyllama.verbs.parser import open_run, run_parser
+from dollyllama.verbs.merge import making, read_options, write_verified
+from dollyllama.verbs.parser import run_parser
 
 
 def main(arguments: Sequence[str]) -> int:
     """merge a run as merge does, and write it as an MLflow model that answers instructions"""
     command = run_parser("export", main.__doc__)
     command.add_argument("--format", choices=["mlflow"], required=True, help="mlflow")
-    command.add_argument("--output", type=Path, required=True, help="folder to make")
-    add_options(command)
-    given = command.parse_intermixed_args(arguments)
-    check_options(given)
-    run_config = open_run(given.run, given.overrides)
-    preflight.check_sandbox(run_config)
+    given, run_config = read_options(command, arguments)
     if importlib.util.find_spec("mlflow") is None:
         raise ValueError("export --format mlflow needs mlflow: pip install -e '.[mlflow]'")
 

@@ -6,7 +6,6 @@ import argparse
 import datetime
 import json
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
@@ -51,11 +50,7 @@ def main(arguments: Sequence[str]) -> None:
         if not override.startswith(("device=", "seed=")):
             raise ValueError(f"{override} has no effect on latency: device and seed have")
     run_config = open_run(given.run, given.overrides)
-    base_folder = preflight.model_folder(run_config.model.path, run_config.model.revision)
-    if base_folder is None:
-        raise ValueError(
-            f"model.path={run_config.model.path} is not in the Hub's cache: load it once"
-        )
+    base_folder = preflight.require_model_folder(run_config)
     if given.merged is not None:
         _check_merged(given.merged, given.run)
 
@@ -69,7 +64,7 @@ def main(arguments: Sequence[str]) -> None:
     from dollyllama.latency.measure import measure, weights_mib
     from dollyllama.model.load import load_merged
     from dollyllama.model.precision import dtype_census
-    from dollyllama.run import choose_device, restore
+    from dollyllama.run import choose_device, restore, restore_merged
 
     positions = AutoConfig.from_pretrained(base_folder).max_position_embeddings
     contexts = _contexts(given.context, positions=positions, tokens=given.tokens)
@@ -81,7 +76,7 @@ def main(arguments: Sequence[str]) -> None:
             if given.merged is not None:
                 merged = load_merged(given.merged, device)
             else:
-                merged = _merge(run_config, given.run, base_folder, tokenizer)
+                merged = restore_merged(run_config, given.run, tokenizer)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -190,29 +185,6 @@ def _check_merged(folder: Path, run: Path) -> None:
     weights = run / "adapter" / "adapter_model.safetensors"
     if weights.is_file() and digest(weights) != adapter:  # restore tells of a missing one
         raise ValueError(f"--merged {folder} was made from another run's adapter than {run}'s")
-
-
-def _merge(run_config: config.Run, run: Path, base_folder: Path, tokenizer: Any) -> Any:
-    """The run's merged model as ``merge`` makes it by default, from a folder that is gone again."""
-    from dollyllama.model.load import load_merged
-    from dollyllama.model.merge import Base, write_merged
-    from dollyllama.run import choose_device
-
-    # In the run's folder: the temporary one of the system may be small, or in memory.
-    with tempfile.TemporaryDirectory(prefix=".latency-", dir=run) as temporary:
-        merged = Path(temporary) / "merged"
-        write_merged(
-            base_folder,
-            run / "adapter",
-            merged,
-            tokenizer=tokenizer,
-            base=Base.quantised,
-            base_dtype=run_config.model.dtype,
-            quantization=run_config.quantization,
-            dtype=run_config.model.dtype,
-            max_shard_bytes=2**31,
-        )
-        return load_merged(merged, choose_device(run_config.device))
 
 
 @contextmanager

@@ -24,12 +24,7 @@ MIN_GREEDY = 0.95
 def main(arguments: Sequence[str]) -> int:
     """write adapter and base as one model, and publish it if both agree on held-out rows"""
     command = run_parser("merge", main.__doc__)
-    command.add_argument("--output", type=Path, required=True, help="folder to make")
-    add_options(command)
-    given = command.parse_intermixed_args(arguments)
-    check_options(given)
-    run_config = open_run(given.run, given.overrides)
-    preflight.check_sandbox(run_config)
+    given, run_config = read_options(command, arguments)
     with making(given.output) as folder:
         if not write_verified(run_config, given, folder):
             return 1
@@ -38,8 +33,14 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def add_options(command: argparse.ArgumentParser) -> None:
-    """What to merge into, and how far the result may be from the adapter on its base."""
+def read_options(
+    command: argparse.ArgumentParser, arguments: Sequence[str]
+) -> tuple[argparse.Namespace, config.Run]:
+    """Where to write, what to merge into, how far the result may be from the adapter; and the run.
+
+    ValueError for a number below 1, an output that is there, or a run that cannot be opened.
+    """
+    command.add_argument("--output", type=Path, required=True, help="folder to make")
     command.add_argument(
         "--base",
         choices=["quantised", "original"],
@@ -56,13 +57,13 @@ def add_options(command: argparse.ArgumentParser) -> None:
         "--min-greedy", type=float, default=MIN_GREEDY, help=f"share, default {MIN_GREEDY}"
     )
     command.add_argument("--publish-anyway", action="store_true", help="beyond the tolerance too")
-
-
-def check_options(given: argparse.Namespace) -> None:
-    """ValueError for a number below 1, or an output that is there."""
+    given = command.parse_intermixed_args(arguments)
     require_positive(given, "max_shard_mib", "rows")
     if given.output.exists():
         raise ValueError(f"--output {given.output} exists already: name another folder")
+    run_config = open_run(given.run, given.overrides)
+    preflight.check_sandbox(run_config)
+    return given, run_config
 
 
 @contextmanager
@@ -88,7 +89,7 @@ def making(output: Path) -> Iterator[Path]:
 def write_verified(run_config: config.Run, given: argparse.Namespace, folder: Path) -> bool:
     """Merge the run ``given.run`` into a new ``folder``; whether it may be published.
 
-    given: has the options of ``add_options``. What the comparison with the adapter found is
+    given: has the options of ``read_options``. What the comparison with the adapter found is
     printed; a folder that may be published has it in ``merge.json`` and its model card.
     """
     from dollyllama.bars import stage_bar
@@ -101,11 +102,7 @@ def write_verified(run_config: config.Run, given: argparse.Namespace, folder: Pa
     from dollyllama.run import choose_device, measure, restore
 
     model, tokenizer = restore(run_config, given.run)
-    base_folder = preflight.model_folder(run_config.model.path, run_config.model.revision)
-    if base_folder is None:
-        raise ValueError(
-            f"model.path={run_config.model.path} is not in the Hub's cache: load it once"
-        )
+    base_folder = preflight.require_model_folder(run_config)
     with stage_bar("data") as progress:
         data = prepare_data(run_config.data, tokenizer, seed=run_config.seed, progress=progress)
     rows = choose_rows(data.held_out, given.rows)

@@ -40,7 +40,7 @@ def test_three_sides_of_a_run_are_timed_and_recorded(
     assert weights["base"] < weights["adapter"] < weights["merged"]
     assert said.count("interval)") == 4
     assert "The sides do not compute in the same precision" in said
-    assert list(small_run.glob(".latency-*")) == []
+    assert list(small_run.glob(".merged-*")) == []
 
     merged = tmp_path / "merged"
     rows = ("--rows", "2", "evaluation=none")

@@ -9,6 +9,8 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,21 @@ import pytest
 
 from dollyllama import embedded
 from dollyllama.__main__ import main
+
+
+@contextmanager
+def serving(folder: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """``serve FOLDER`` in a process of its own, killed if it is still there at the end."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dollyllama", "serve", str(folder), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
 
 
 @pytest.mark.parametrize("merged", [False, True])
@@ -29,21 +46,7 @@ def test_a_run_and_a_merged_model_are_served_until_ctrl_c(
         folder = tmp_path / "merged"
         shutil.copytree(embedded.MODEL, folder)
     options = ["--port", "0", "--api-key-env", "DOOR_KEY", "--max-new-tokens", "9"]
-    process = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "dollyllama",
-            "serve",
-            str(folder),
-            "decoding=contrastive",
-            *options,
-        ],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
+    with serving(folder, "decoding=contrastive", *options) as process:
         assert process.stdout is not None
         line, example = process.stdout.readline(), process.stdout.readline()
         found = re.fullmatch(rf"{folder.name} answers at (http://127\.0\.0\.1:\d+/v1) .*\n", line)
@@ -58,8 +61,6 @@ def test_a_run_and_a_merged_model_are_served_until_ctrl_c(
         client.close()
         process.send_signal(signal.SIGINT)
         said, complained = process.communicate(timeout=60)
-    finally:
-        process.kill()
     assert process.returncode == 130
     assert complained == "interrupted\n"
     assert '"Authorization: Bearer $DOOR_KEY"' in example
@@ -67,17 +68,9 @@ def test_a_run_and_a_merged_model_are_served_until_ctrl_c(
 
 
 def test_a_second_ctrl_c_cuts_off_what_is_being_answered(small_run: Path) -> None:
-    process = subprocess.Popen(
-        [
-            *(sys.executable, "-m", "dollyllama", "serve", str(small_run), "--port", "0"),
-            # Drawn hot, so that no answer ends by itself.
-            *("decoding=temperature", "decoding.temperature=2", "decoding.max_new_tokens=450"),
-        ],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
+    # Drawn hot, so that no answer ends by itself.
+    hot = ("decoding=temperature", "decoding.temperature=2", "decoding.max_new_tokens=450")
+    with serving(small_run, *hot, "--port", "0") as process:
         assert process.stdout is not None
         found = re.search(r"http://\S+/v1", process.stdout.readline())
         assert found
@@ -87,8 +80,6 @@ def test_a_second_ctrl_c_cuts_off_what_is_being_answered(small_run: Path) -> Non
         process.send_signal(signal.SIGINT)
         process.send_signal(signal.SIGINT)
         _, complained = process.communicate(timeout=60)
-    finally:
-        process.kill()
     assert process.returncode == 130
     assert complained == "interrupted\n"
 
