@@ -48,10 +48,7 @@ def read_requests(path: Path) -> list[Request]:
     Lines end at line feeds alone: U+2028 inside a string is no line break. A name in .gz is
     unpacked.
     """
-    try:
-        lines = read_unpacked(path, f"--input {path}").split(b"\n")
-    except FileNotFoundError:
-        raise ValueError(f"--input {path} is not there") from None
+    lines = read_unpacked(path, f"--input {path}").split(b"\n")
     return [_read(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
 
 
@@ -70,14 +67,15 @@ def _read(number: int, line: bytes) -> Request:
     if taken := [name for name in _ANSWER_FIELDS if name in fields]:
         kept = {name: value for name, value in fields.items() if name not in _ANSWER_FIELDS}
         return Request(number, kept, "", f"the field {taken[0]} is an answer's: rename it")
-    wanted = ("question", "context") if "question" in fields else ("instruction",)
+    schema = "schema" if "schema" in fields else "context"
+    wanted = ("question", schema) if "question" in fields else ("instruction",)
     for name in wanted:
         value = fields.get(name)
         if not isinstance(value, str) or not value.strip():
             what = "is empty" if isinstance(value, str) else "is missing or no text"
             return Request(number, fields, "", f"{name} {what}")
     if "question" in fields:
-        return Request(number, fields, sql_instruction(fields["question"], fields["context"]))
+        return Request(number, fields, sql_instruction(fields["question"], fields[schema]))
     given = fields.get("input")
     if given is not None and not isinstance(given, str):
         return Request(number, fields, "", "input is no text")

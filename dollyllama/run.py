@@ -159,14 +159,26 @@ def restore(run_config: config.Run, folder: Path) -> tuple[Any, Any]:
 
     ValueError when it has no adapter yet, or adapter or base model cannot be had or are others now.
     """
-    adapter = folder / "adapter"
-    if not adapter.is_dir():
-        raise ValueError(f"{folder} has no adapter yet: python train.py resume={folder} goes on")
+    adapter = require_adapter(folder)
     check_base(run_config, folder)
     check_adapter(folder)
     tokenizer = load_tokenizer(str(adapter), None)
     model = _load_base(run_config, tokenizer, choose_device(run_config.device))
     return load_adapter(model, adapter), tokenizer
+
+
+def require_adapter(folder: Path) -> Path:
+    """Where the adapter of the run in ``folder`` is. ValueError that says how to come by one."""
+    adapter = folder / "adapter"
+    if adapter.is_dir():
+        return adapter
+    try:
+        status = json.loads((folder / "result.json").read_text(encoding="utf-8"))["status"]
+    except (OSError, ValueError, KeyError, TypeError):
+        status = None
+    if status == Status.finished:
+        raise ValueError(f"{folder} is finished, but its adapter is gone: copy the folder again")
+    raise ValueError(f"{folder} has no adapter yet: python train.py resume={folder} goes on")
 
 
 def restore_merged(

@@ -51,6 +51,8 @@ def contrastive_search(
     """
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
+    if input_ids.shape[1] == 0:
+        raise ValueError("the prompt is empty: there is nothing to continue")
     ends = [eos_token_id] if isinstance(eos_token_id, int) else list(eos_token_id or [])
     mask_BT = torch.ones_like(input_ids) if attention_mask is None else attention_mask
 

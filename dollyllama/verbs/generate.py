@@ -115,22 +115,23 @@ def _ask(question: str) -> str:
 
 
 def _answer_file(run_config: Any, run: Path, source: Path, output: Path) -> int:
-    from dollyllama.answers import answer_lines, read_requests, resume_at
-    from dollyllama.bars import stage_bar
-    from dollyllama.files import digest
-    from dollyllama.run import restore
-
     for flag, path in (("--input", source), ("--output", output)):
         if path.is_dir():
             raise ValueError(f"{flag} {path} is a folder: name a file")
     if output.exists() and source.exists() and output.samefile(source):
         raise ValueError(f"--output {output} is the input: name another file")
+    if not source.exists():
+        raise ValueError(f"--input {source} is not there")
+
+    from dollyllama.answers import answer_lines, read_requests, resume_at
+    from dollyllama.bars import stage_bar
+    from dollyllama.files import digest
+    from dollyllama.run import require_adapter, restore
+
     requests = read_requests(source)
-    weights = run / "adapter" / "adapter_model.safetensors"
-    if not weights.is_file():
-        raise ValueError(f"{run} has no adapter yet: python train.py resume={run} goes on")
+    weights = require_adapter(run) / "adapter_model.safetensors"
     settings = {
-        "adapter": digest(weights),
+        "adapter": digest(weights) if weights.is_file() else None,  # restore names what is missing
         "seed": run_config.seed,
         "batch_size": run_config.evaluation.batch_size,
         **asdict(run_config.decoding),
@@ -156,7 +157,7 @@ def _answer_file(run_config: Any, run: Path, source: Path, output: Path) -> int:
         print(f"{source} line {request.line}: {request.error}", file=sys.stderr)
     if len(failed) > _SHOWN:
         print(f"and {len(failed) - _SHOWN} more, see error in {output}", file=sys.stderr)
-    resumed = f", {done} of them before" if done else ""
+    resumed = f"; {done} stood there before" if done else ""
     answered = len(requests) - len(failed)
     print(f"{output}: {answered} of {len(requests)} lines answered{resumed}", file=sys.stderr)
     return _SOME_LINES_FAILED if failed else 0

@@ -247,6 +247,11 @@ def test_impossible_settings_are_refused(
         contrastive_search(llama, torch.tensor([[5]]), **({"max_new_tokens": 4} | arguments))
 
 
+def test_an_empty_prompt_is_refused(llama: LlamaForCausalLM) -> None:
+    with pytest.raises(ValueError, match="prompt is empty"):
+        contrastive_search(llama, torch.empty(1, 0, dtype=torch.long), max_new_tokens=4)
+
+
 def test_a_cache_that_forgets_is_refused_by_name() -> None:
     config = MistralConfig(
         hidden_size=16,

@@ -137,6 +137,27 @@ def test_a_mended_line_is_asked_again_and_what_stands_behind_it(
     assert output.read_bytes() == before
 
 
+def test_a_schema_may_be_called_so(tmp_path: Path) -> None:
+    rows = [GOOD[2], {"question": GOOD[2]["question"], "schema": GOOD[2]["context"]}]
+    (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    one, other = answers.read_requests(tmp_path / "in.jsonl")
+    assert one.instruction == other.instruction
+    assert other.error is None
+
+
+def test_an_adapter_that_is_gone_is_not_to_be_trained_again(
+    small_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = shutil.copytree(small_run, tmp_path / "run")
+    shutil.rmtree(run / "adapter")
+    assert main(["generate", str(run), "--instruction", "a"]) == 2
+    assert "is finished, but its adapter is gone" in capsys.readouterr().err
+    (run / "result.json").unlink()
+    source = write_input(tmp_path / "in.jsonl")
+    assert generate(run, source, tmp_path / "out.jsonl") == 2
+    assert f"python train.py resume={run} goes on" in capsys.readouterr().err
+
+
 def test_an_input_stands_below_its_instruction_as_in_training(tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = [
         {"instruction": "Sort these.", "input": "3, 1"},
