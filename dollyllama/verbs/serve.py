@@ -129,5 +129,5 @@ def _greeting(url: str, model: str, key_name: str | None) -> str:
     return (
         f"{model} answers at {url}/v1 until Ctrl-C. Try:\n"
         f"curl {url}/v1/chat/completions -H 'Content-Type: application/json'{key} "
-        f'-d \'{{"messages": [{{"role": "user", "content": "Name a bird."}}]}}\''
+        f'-d \'{{"messages": [{{"role": "user", "content": "Write a loop in Python."}}]}}\''
     )
