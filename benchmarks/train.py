@@ -35,7 +35,7 @@ import torch
 from dollyllama import config
 from dollyllama.data.prepare import prepare
 from dollyllama.data.tokens import EncodedExample
-from dollyllama.evaluation.loss import held_out_loss
+from dollyllama.evaluation.loss import average_losses, held_out_loss
 from dollyllama.model.adapter import attach_adapter
 from dollyllama.model.load import load_base, load_tokenizer
 from dollyllama.model.precision import upcast
@@ -194,7 +194,7 @@ def loss_after(
     losses = held_out_loss(
         model, rows, batch_size=arguments.batch_size, pad_token_id=tokenizer.pad_token_id
     )
-    return statistics.mean(each.value for each in losses if each.value is not None)
+    return average_losses(losses)[0].value
 
 
 def train_ours(

@@ -6,7 +6,7 @@ Shapes: B rows, T tokens, V vocabulary, N supervised tokens of a batch.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import chain
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,6 +17,17 @@ from dollyllama.data.tokens import IGNORED, EncodedExample
 from dollyllama.evaluation.metric import Metric, ratio_metric
 
 
+@dataclass(frozen=True, slots=True)
+class ExampleLoss:
+    """The loss of one held-out example, in nats, summed over its supervised tokens."""
+
+    source: str
+    row: int
+    id: str
+    loss: float
+    tokens: int
+
+
 def held_out_loss(
     model: Any,
     examples: Sequence[EncodedExample],
@@ -24,36 +35,43 @@ def held_out_loss(
     batch_size: int,
     pad_token_id: int,
     progress: Callable[[int], None] | None = None,
-) -> list[Metric]:
-    """Mean negative log-likelihood of a supervised token, in nats: ``loss/<source>`` by source.
+) -> list[ExampleLoss]:
+    """Negative log-likelihood of the supervised tokens, example by example in the given order.
 
-    ``loss/all`` comes first, over all sources. Every token counts the same, so long answers weigh
-    more. The standard error is the ratio
-    estimator's, over examples. progress: called with the number of examples done.
+    Examples without a supervised token are left out. progress: called with the number of examples
+    done.
     """
     order = sorted(range(len(examples)), key=lambda row: len(examples[row].ids), reverse=True)
-    losses: dict[str, list[float]] = {}
-    tokens: dict[str, list[float]] = {}
+    losses: dict[int, ExampleLoss] = {}
     was_training = model.training
     model.eval()
     try:
         for start in range(0, len(order), batch_size):
-            batch = [examples[row] for row in order[start : start + batch_size]]
-            measured = _sum_losses(model, batch, pad_token_id)
-            for encoded, (loss, count) in zip(batch, measured, strict=True):
-                if count:
-                    losses.setdefault(encoded.example.source, []).append(loss)
-                    tokens.setdefault(encoded.example.source, []).append(count)
+            rows = order[start : start + batch_size]
+            measured = _sum_losses(model, [examples[row] for row in rows], pad_token_id)
+            for row, (loss, tokens) in zip(rows, measured, strict=True):
+                if tokens:
+                    of = examples[row].example
+                    losses[row] = ExampleLoss(of.source, of.row, of.id, loss, tokens)
             if progress is not None:
-                progress(start + len(batch))
+                progress(start + len(rows))
     finally:
         model.train(was_training)
-    if not losses:
-        return []
-    total = ratio_metric("loss/all", [*chain(*losses.values())], [*chain(*tokens.values())])
+    return [losses[row] for row in sorted(losses)]
+
+
+def average_losses(losses: Sequence[ExampleLoss]) -> list[Metric]:
+    """Mean loss of a supervised token: ``loss/all`` first, then ``loss/<source>`` by name.
+
+    Every token counts the same, so long answers weigh more. The standard error is the ratio
+    estimator's, over examples. Empty without losses.
+    """
+    sides = {"all": list(losses)} if losses else {}
+    for name in sorted({each.source for each in losses}):
+        sides[name] = [each for each in losses if each.source == name]
     return [
-        total,
-        *(ratio_metric(f"loss/{name}", losses[name], tokens[name]) for name in sorted(losses)),
+        ratio_metric(f"loss/{name}", [each.loss for each in side], [each.tokens for each in side])
+        for name, side in sides.items()
     ]
 
 

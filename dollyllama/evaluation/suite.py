@@ -6,16 +6,16 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from math import fsum
+from math import fsum, hypot
 from typing import Any
 
-from dollyllama.config import PASS_AT, Decoding, Grader
+from dollyllama.config import PASS_AT, SCORES, Decoding, Grader
 from dollyllama.data.example import Example
 from dollyllama.data.prompt import format_prompt
 from dollyllama.data.tokens import EncodedExample
 from dollyllama.decoding.generate import Completion, StoppedBy, generate
 from dollyllama.evaluation import code, maths, sql, text
-from dollyllama.evaluation.loss import held_out_loss
+from dollyllama.evaluation.loss import ExampleLoss, average_losses, held_out_loss
 from dollyllama.evaluation.metric import Metric, mean_metric
 
 #: A completion's text, its example and whether code is run -> named scores, without those that
@@ -53,7 +53,10 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Evaluated:
+    """``losses`` and ``samples`` are what the metrics are means of."""
+
     metrics: list[Metric]
+    losses: list[ExampleLoss]
     samples: list[Sample]
 
 
@@ -118,9 +121,11 @@ def evaluate(
             samples.append(sample)
             if grading is not None:
                 grading(len(samples))
-    metrics = [*losses, *average(samples)]
+    scores = average(samples)
+    metrics = [*average_losses(losses), *overall_score(scores, graders), *scores]
     # A stable sort: within a source the loss first, then the scores in the grader's order.
-    return Evaluated(sorted(metrics, key=lambda metric: metric.name.partition("/")[2]), samples)
+    metrics.sort(key=lambda metric: metric.name.partition("/")[2])
+    return Evaluated(metrics, losses, samples)
 
 
 def select(held_out: Sequence[EncodedExample], count: int) -> list[EncodedExample]:
@@ -178,6 +183,27 @@ def average(samples: Sequence[Sample]) -> list[Metric]:
         if what == "passes":
             metrics += pass_at(source, list(questions.values()))
     return metrics
+
+
+def overall_score(scores: Sequence[Metric], graders: dict[str, Grader]) -> list[Metric]:
+    """``score/all``: the mean of the sources' head scores, the first that their graders give.
+
+    Sources weigh the same, however many questions of them were asked. Empty without scores, as is
+    the standard error where one of them has none.
+    """
+    head = {f"{SCORES[grader][0]}/{source}" for source, grader in graders.items()}
+    chosen = [metric for metric in scores if metric.name in head]
+    if not chosen:
+        return []
+    errors = [metric.standard_error for metric in chosen if metric.standard_error is not None]
+    return [
+        Metric(
+            "score/all",
+            fsum(metric.value for metric in chosen) / len(chosen),
+            hypot(*errors) / len(chosen) if len(errors) == len(chosen) else None,
+            sum(metric.n for metric in chosen),
+        )
+    ]
 
 
 def pass_at(source: str, questions: Sequence[Sequence[float]]) -> list[Metric]:

@@ -11,7 +11,7 @@ from dollyllama.evaluation.metric import DETAILS, LENGTHS, Metric
 _DECIMALS = {"loss": 3, "tokens": 1}
 
 #: What is better when it falls; the rest but lengths is better when it rises.
-_LOWER_IS_BETTER = frozenset({"loss"})
+LOWER_IS_BETTER = frozenset({"loss"})
 
 #: Standard errors beyond which a change is called one: about 95 % when nothing has changed.
 _NOISE = 1.96
@@ -73,7 +73,7 @@ def _verdict(name: str, before: Metric, after: Metric) -> str:
     change = after.value - before.value
     if abs(change) <= _NOISE * math.hypot(before.standard_error, after.standard_error):
         return "within noise"
-    return "better" if (change < 0) == (_what(name) in _LOWER_IS_BETTER) else "worse"
+    return "better" if (change < 0) == (_what(name) in LOWER_IS_BETTER) else "worse"
 
 
 def _what(name: str) -> str:

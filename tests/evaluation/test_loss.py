@@ -9,7 +9,7 @@ from transformers import LlamaForCausalLM
 
 from dollyllama.data.example import Example
 from dollyllama.data.tokens import EncodedExample
-from dollyllama.evaluation.loss import held_out_loss
+from dollyllama.evaluation.loss import average_losses, held_out_loss
 from dollyllama.evaluation.metric import Metric, ratio_metric
 from tests.decoding.build import PAD, make_llama, random_prompts
 
@@ -44,7 +44,7 @@ def model() -> LlamaForCausalLM:
 
 
 def run(model: Any, examples: list[EncodedExample] = EXAMPLES, batch_size: int = 3) -> list[Metric]:
-    return held_out_loss(model, examples, batch_size=batch_size, pad_token_id=PAD)
+    return average_losses(held_out_loss(model, examples, batch_size=batch_size, pad_token_id=PAD))
 
 
 def test_it_is_the_mean_over_supervised_tokens_of_each_source(model: LlamaForCausalLM) -> None:
@@ -70,6 +70,15 @@ def test_the_batch_does_not_matter(model: LlamaForCausalLM, batch_size: int) -> 
 def test_the_order_does_not_matter(model: LlamaForCausalLM) -> None:
     for ours, expected in zip(run(model, EXAMPLES[::-1]), run(model), strict=True):
         assert ours.value == pytest.approx(expected.value, rel=1e-6)
+
+
+def test_every_example_has_its_own(model: LlamaForCausalLM) -> None:
+    losses = held_out_loss(model, EXAMPLES, batch_size=3, pad_token_id=PAD)
+    for own, encoded in zip(losses, EXAMPLES, strict=True):
+        plain = plain_losses(model, encoded)
+        about = encoded.example
+        assert (own.source, own.row, own.id) == (about.source, about.row, about.id)
+        assert (own.loss, own.tokens) == (pytest.approx(math.fsum(plain), rel=1e-5), len(plain))
 
 
 def test_masked_tokens_count_only_as_context(model: LlamaForCausalLM) -> None:

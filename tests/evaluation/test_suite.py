@@ -107,7 +107,7 @@ def test_metrics_are_named_counted_and_averaged_by_source() -> None:
     metrics = {metric.name: metric for metric in run().metrics}
     fluency = list(text.fluency("a b c d e"))
     assert list(metrics) == [
-        *("loss/all", "loss/code", "parses/code", "stops/code", "tokens/code"),
+        *("loss/all", "score/all", "loss/code", "parses/code", "stops/code", "tokens/code"),
         *(f"{name}/code" for name in fluency if f"{name}/code" in metrics),
         *("loss/sql", "exact/sql", "executes/sql", "execution/sql", "stops/sql", "tokens/sql"),
         *(f"{name}/sql" for name in fluency),
@@ -121,6 +121,10 @@ def test_metrics_are_named_counted_and_averaged_by_source() -> None:
     assert values["loss/sql"] == (round(float(torch.tensor(259.0).log()), 6), 4)
     assert metrics["exact/sql"].standard_error == pytest.approx((0.25 / 3) ** 0.5)
     assert metrics["parses/code"].standard_error is None
+    # Sources weigh the same: execution/sql and parses/code, whatever their n.
+    assert metrics["score/all"].value == pytest.approx(metrics["execution/sql"].value / 2)
+    assert metrics["score/all"].n == metrics["execution/sql"].n + 1
+    assert metrics["score/all"].standard_error is None
 
 
 def test_samples_hold_what_was_asked_answered_and_scored() -> None:
@@ -241,7 +245,7 @@ def test_nothing_is_measured_where_nothing_is_asked_for() -> None:
     answers = run(loss_examples=0)
     assert not any(metric.name.startswith("loss") for metric in answers.metrics)
     assert len(answers.samples) == len(HELD_OUT)
-    assert run(loss_examples=0, generate_examples=0) == Evaluated([], [])
+    assert run(loss_examples=0, generate_examples=0) == Evaluated([], [], [])
 
 
 def test_the_choice_of_examples_depends_on_their_content_alone() -> None:
