@@ -1,0 +1,466 @@
+"""What a variant does to a metric, how sure that is, and what a study of this size can find.
+
+Every variant runs under the same seeds and answers the same held-out examples, so that a
+difference is taken within each pair of seed and example. Both are draws from many, crossed:
+
+    d[s, e] = effect + seed[s] + example[e] + rest[s, e]
+
+docs/statistics.md tells it in words; ``python -m benchmarks.intervals`` measures how it holds.
+
+Shapes: S seeds, E examples, R runs of a factorial design; leading axes (…) are independent studies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.special import nctdtrinc, stdtridf, stdtrit
+
+Array = npt.NDArray[np.float64]
+Term = tuple[str, ...]
+
+#: A p-value below counts as a difference.
+ALPHA = 0.05
+
+#: Fewer say nothing about how far examples differ, so that there is no interval.
+MIN_SEEDS, MIN_EXAMPLES = 2, 3
+
+#: Differences that agree to so many times the largest of them agree: the rest is rounding.
+_ROUNDING = 1e-13
+
+#: p-values, from 1e-130 on, are found by halving an interval of their logarithms so often.
+_BISECTIONS, _LOG_SMALLEST = 52, -300.0
+
+
+@dataclass(frozen=True, slots=True)
+class Effect:
+    """A difference (or a level), in the metric's units, and how far to trust it.
+
+    seeds, examples: how many of each. low, high: the interval, 95 % unless asked otherwise. p:
+    two-sided, of no difference, uncorrected. degrees_of_freedom: those with which Student's t has
+    the same interval. between_seeds, between_examples, residual: estimated variances of the three
+    random parts of one difference; unbiased, so that one of nothing may come out below 0.
+
+    All but the first three are None below MIN_SEEDS or MIN_EXAMPLES. Where nothing varies, the
+    interval is the value alone, and p is 1 for a value of 0, else 0.
+    """
+
+    value: float
+    seeds: int
+    examples: int
+    standard_error: float | None = None
+    low: float | None = None
+    high: float | None = None
+    p: float | None = None
+    degrees_of_freedom: float | None = None
+    between_seeds: float | None = None
+    between_examples: float | None = None
+    residual: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Crossed:
+    """The analysis of crossed differences: one number each, or one for each of the leading axes.
+
+    variance: of ``value``, over draws of seeds and of examples. seeds_share: of that, what shows in
+    the seeds' values; the rest is what other examples would change. seeds_df, examples_df: the
+    degrees of freedom of these two parts.
+    """
+
+    value: Array
+    variance: Array
+    seeds_share: Array
+    seeds_df: int
+    examples_df: Array
+    between_seeds: Array
+    between_examples: Array
+    residual: Array
+
+
+class Verdict(StrEnum):
+    """What a study says about a tip, from the variant that drops it."""
+
+    supported = "supported"
+    not_supported = "not supported"
+    contradicted = "contradicted"
+    undecided = "undecided"
+
+
+def paired_effect(
+    baseline: Array, variant: Array, weights: Array, *, level: float = 0.95
+) -> Effect:
+    """The weighted mean of ``variant - baseline`` and its interval over seeds and examples.
+
+    baseline_SE, variant_SE: values of single examples (an example's total over its weight).
+    weights_E: above 0; tokens for a loss, 1 / (examples of its source) for a mean over sources.
+    Swapping baseline and variant negates the effect exactly. ValueError for other shapes, values
+    that are not finite, weights not above 0.
+    """
+    _check(weights, baseline=baseline, variant=variant)
+    return _effect(variant - baseline, weights, level)
+
+
+def level_of(values: Array, weights: Array, *, level: float = 0.95) -> Effect:
+    """One variant's own weighted mean of values_SE and its interval; p is None.
+
+    Levels of two variants share seeds and examples: compare them by ``paired_effect``, never by
+    whether their intervals overlap. ValueError as there.
+    """
+    _check(weights, values=values)
+    return replace(_effect(values, weights, level), p=None)
+
+
+def interaction(
+    baseline: Array, first: Array, second: Array, both: Array, weights: Array
+) -> Effect:
+    """What two changes do together beyond the sum of what each does: all values_SE.
+
+    ``both - first - second + baseline``; 0 where their effects add up. ValueError as in
+    ``paired_effect``.
+    """
+    _check(weights, baseline=baseline, first=first, second=second, both=both)
+    return _effect((both - first) - (second - baseline), weights)
+
+
+def crossed(differences: Array, weights: Array) -> Crossed:
+    """Two-way analysis of variance of differences_…SE with weights_…E, S and E at least 2.
+
+    The value is a ratio, sum of weight times difference over sum of weights, within each seed; it
+    is linearised (Cochran 1977, Sampling Techniques, 6.3), so that the rows of
+
+        t[s, e] = value[s] + E weight[e] / sum(weights) (d[s, e] - value[s])
+
+    have the seeds' values as plain means. With the mean squares of t for seeds, examples and rest,
+
+        variance = (MS_seeds + max(0, MS_examples - MS_rest)) / (S E),
+
+    the error of the quasi-F (Clark 1973, J. Verbal Learning and Verbal Behavior 12) with the
+    examples' part held at 0: the first part is a paired t-test's on the seeds' values, which the
+    second widens by what other examples would change.
+    """
+    *_, seeds, examples = differences.shape
+    shares = weights / weights.sum(-1, keepdims=True)
+    by_seed = np.einsum("...se,...e->...s", differences, shares)
+    rest = (differences - by_seed[..., None]) * (examples * shares[..., None, :])
+    by_example = rest.mean(-2)
+    rest -= by_example[..., None, :]
+    value = by_seed.mean(-1)
+
+    tiny = examples * (_ROUNDING * np.abs(differences).max((-2, -1))) ** 2
+    ms_rest = _settled((rest**2).sum((-2, -1)) / ((seeds - 1) * (examples - 1)), tiny)
+    ms_examples = _settled(seeds * (by_example**2).sum(-1) / (examples - 1), tiny)
+    ms_seeds = _settled(examples * ((by_seed - value[..., None]) ** 2).sum(-1) / (seeds - 1), tiny)
+    # Right and wrong answers in few seeds can tie in their sums: that is no sign of certainty, and
+    # MS_rest is what MS_seeds is expected to be where seeds do not matter.
+    ms_seeds = np.where(ms_seeds > 0, ms_seeds, ms_rest)
+
+    of_examples = np.maximum(0, ms_examples - ms_rest)
+    total = ms_seeds + of_examples
+    return Crossed(
+        value=value,
+        variance=total / (seeds * examples),
+        seeds_share=np.divide(ms_seeds, total, out=np.ones_like(total), where=total > 0),
+        seeds_df=seeds - 1,
+        examples_df=_examples_df(ms_examples, ms_rest, seeds, examples),
+        between_seeds=(ms_seeds - ms_rest) / examples,
+        between_examples=(ms_examples - ms_rest) / seeds,
+        residual=ms_rest,
+    )
+
+
+def half_width(found: Crossed, level: float = 0.95) -> Array:
+    """How far the interval of ``found`` reaches from its value, to either side."""
+    return np.asarray(_quantile(found, (1 - level) / 2) * np.sqrt(found.variance))
+
+
+def p_value(found: Crossed) -> Array:
+    """The two-sided p of no difference: the interval of level 1 - p ends at 0.
+
+    Without variance 1 for a value of 0, else 0.
+    """
+    error = np.sqrt(found.variance)
+    sure = np.where(found.value == 0, 0.0, np.inf)
+    t = np.divide(np.abs(found.value), error, out=sure, where=error > 0)
+    low, high = np.full_like(t, _LOG_SMALLEST), np.full_like(t, np.log(0.5))
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        beyond = t > _quantile(found, np.exp(middle))
+        low, high = np.where(beyond, low, middle), np.where(beyond, middle, high)
+    p = np.where(np.isinf(t), 0.0, 2 * np.exp(high))
+    return np.asarray(np.where(t == 0, 1.0, p))
+
+
+def _quantile(found: Crossed, tail: Any) -> Any:
+    return _critical(found.seeds_share, found.seeds_df, found.examples_df, tail)
+
+
+def _critical(seeds_share: Any, seeds_df: Any, examples_df: Any, tail: Any) -> Any:
+    """How many standard errors leave ``tail`` above.
+
+    What Student's t allows each part, added in squares (Howe 1974, J. American Statistical
+    Association 69; Zou and Donner 2008, Statistics in Medicine 27). One t, with the degrees of
+    freedom of Satterthwaite 1946, is too short at 3 seeds, and far too short for the small p-values
+    of a correction over many comparisons: a few seeds agree by chance, and then look like many.
+    """
+    of_seeds, of_examples = -stdtrit(seeds_df, tail), -stdtrit(examples_df, tail)
+    return np.sqrt(seeds_share * of_seeds**2 + (1 - seeds_share) * of_examples**2)
+
+
+def _examples_df(ms_examples: Any, ms_rest: Any, seeds: int, examples: int) -> Any:
+    """Satterthwaite's, of a difference of mean squares; not below the seeds', which bound it."""
+    squared = ms_examples**2 / (examples - 1) + ms_rest**2 / ((seeds - 1) * (examples - 1))
+    difference = np.maximum(0, ms_examples - ms_rest) ** 2
+    df = np.divide(difference, squared, out=np.zeros_like(squared), where=squared > 0)
+    return np.maximum(df, min(seeds, examples) - 1)
+
+
+def aliases(levels: Sequence[Mapping[str, bool]]) -> list[tuple[Term, Term]]:
+    """Pairs of terms that runs of a two-level design cannot tell apart: (shown, hidden).
+
+    levels_R: each run's factors, on or off. Terms are factors ("a",) and pairs ("a", "b"); () is
+    the mean. The effect of a shown term is that of itself plus or minus its hidden ones, of three
+    factors and more too, which are not listed. ValueError when runs differ in their factors.
+    """
+    shown: list[tuple[Term, Array]] = []
+    found = []
+    for term, column in _columns(levels):
+        same = [other for other, seen in shown if abs(seen @ column) == len(levels)]
+        if same:
+            found.append((same[0], term))
+        else:
+            shown.append((term, column))
+    return found
+
+
+def factorial_effects(
+    levels: Sequence[Mapping[str, bool]], values: Array, weights: Array
+) -> dict[Term, Effect]:
+    """Main effects and interactions of pairs from a two-level design, full or a regular fraction.
+
+    levels_R: each run's factors, on or off. values_RSE. The main effect of a factor is the mean of
+    the runs with it less that of those without; an interaction is that of ``interaction``, averaged
+    over the other factors (twice the number that Box, Hunter and Hunter give). Terms hidden behind
+    another, see ``aliases``, are left out. ValueError for a factor that never changes, a design
+    that is not balanced (a run is missing), and as in ``paired_effect``.
+    """
+    if len(values) != len(levels):
+        raise ValueError(f"the design has {len(levels)} runs, values are of {len(values)}")
+    _check(weights, **{f"run {number}": each for number, each in enumerate(values)})
+    pairs = aliases(levels)
+    for shown, term in pairs:
+        if shown == () and len(term) == 1:
+            raise ValueError(f"factor {term[0]!r} is the same in all runs: leave it out")
+    hidden = {term for _, term in pairs}
+    columns = {term: column for term, column in _columns(levels) if term not in hidden}
+    for (one, first), (other, second) in combinations(columns.items(), 2):
+        if first @ second != 0:
+            what = " and ".join(" × ".join(term) or "the mean" for term in (one, other))
+            raise ValueError(
+                f"the runs do not tell {what} apart cleanly: run the cells of the design that "
+                "are missing, or compare variants one by one"
+            )
+    return {
+        term: _effect(
+            np.tensordot(column, values, axes=1) * (2 ** len(term) / len(levels)), weights
+        )
+        for term, column in columns.items()
+        if term
+    }
+
+
+def holm(p: Sequence[float | None]) -> list[float | None]:
+    """p-values corrected for how many there are (Holm 1979, Scand. J. Statistics 6).
+
+    None, a comparison without a test, stays None and does not count.
+    """
+    order = sorted((each, place) for place, each in enumerate(p) if each is not None)
+    corrected: list[float | None] = [None] * len(p)
+    largest = 0.0
+    for rank, (each, place) in enumerate(order):
+        largest = max(largest, min(1.0, each * (len(order) - rank)))
+        corrected[place] = largest
+    return corrected
+
+
+def detectable(
+    effect: Effect, *, seeds: int | None = None, power: float = 0.8, alpha: float = ALPHA
+) -> float | None:
+    """The smallest true effect that is found with probability ``power``, p below ``alpha``.
+
+    From the variances of ``effect``, at its own number of seeds or another, on the same examples;
+    of Student's noncentral t. None where there are no variances or fewer than MIN_SEEDS; 0 where
+    nothing varies. Give ``alpha`` divided by the number of comparisons to plan for Holm.
+    """
+    seeds = effect.seeds if seeds is None else seeds
+    if effect.between_seeds is None or seeds < MIN_SEEDS:
+        return None
+    assert effect.between_examples is not None
+    assert effect.residual is not None
+    between_examples = max(0.0, effect.between_examples)
+    of_seeds = max(0.0, effect.between_seeds + effect.residual / effect.examples) / seeds
+    variance = of_seeds + between_examples / effect.examples
+    if variance == 0:
+        return 0.0
+    examples_df = _examples_df(
+        np.asarray(effect.residual + seeds * between_examples),
+        np.asarray(effect.residual),
+        seeds,
+        effect.examples,
+    )
+    critical = _critical(of_seeds / variance, seeds - 1, examples_df, alpha / 2)
+    df = stdtridf(1 - alpha / 2, critical)
+    return float(nctdtrinc(df, 1 - power, critical) * variance**0.5)
+
+
+def seeds_needed(
+    effect: Effect,
+    difference: float,
+    *,
+    power: float = 0.8,
+    alpha: float = ALPHA,
+    limit: int = 1000,
+) -> int | None:
+    """The fewest seeds with which a true effect of ``difference`` is found, see ``detectable``.
+
+    None where ``limit`` seeds are not enough, as when the examples are too few for any number of
+    seeds, and where ``effect`` has no variances.
+    """
+
+    def enough(seeds: int) -> bool:
+        smallest = detectable(effect, seeds=seeds, power=power, alpha=alpha)
+        return smallest is not None and smallest <= abs(difference)
+
+    if not enough(limit):
+        return None
+    low, high = MIN_SEEDS, limit
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if enough(middle) else (middle + 1, high)
+    return high
+
+
+def verdict(
+    effect: Effect, corrected_p: float | None, *, lower_is_better: bool, relevant: float
+) -> Verdict:
+    """What ``effect``, of the variant that drops a tip, says about the tip.
+
+    supported, contradicted: worse, better without it, corrected p below ALPHA. not_supported: the
+    interval lies within ± ``relevant`` (the metric's units). undecided: none of these.
+    """
+    if corrected_p is not None and corrected_p < ALPHA:
+        worse = (effect.value > 0) == lower_is_better
+        return Verdict.supported if worse else Verdict.contradicted
+    if effect.low is None or effect.high is None:
+        return Verdict.undecided
+    within = -relevant <= effect.low and effect.high <= relevant
+    return Verdict.not_supported if within else Verdict.undecided
+
+
+def verdict_line(
+    effect: Effect,
+    corrected_p: float | None,
+    *,
+    lower_is_better: bool,
+    relevant: float,
+    comparisons: int,
+) -> str:
+    """The verdict with its number, in one line.
+
+    comparisons: how many p-values were corrected together; the smallest detectable effect is what
+    would be found by the strictest of them.
+    """
+    found = verdict(effect, corrected_p, lower_is_better=lower_is_better, relevant=relevant)
+    return f"{found}: {_reason(found, effect, corrected_p, relevant, comparisons)}"
+
+
+def _reason(
+    found: Verdict, effect: Effect, corrected_p: float | None, relevant: float, comparisons: int
+) -> str:
+    if effect.low is None or effect.high is None:
+        few = _count(effect.seeds, "seed")
+        if effect.seeds >= MIN_SEEDS:
+            few = _count(effect.examples, "example")
+        return f"a difference of {effect.value:+.3g}, but {few} cannot tell it from chance"
+    interval = f"{effect.low:+.3g} to {effect.high:+.3g}"
+    within = -relevant <= effect.low and effect.high <= relevant
+    if found in (Verdict.supported, Verdict.contradicted):
+        side = "worse" if found is Verdict.supported else "better"
+        small = f", less than the {relevant:.3g} that matters" if within else ""
+        return (
+            f"{side} without it by {abs(effect.value):.3g} ({interval}, corrected p "
+            f"{corrected_p:.2g}){small}"
+        )
+    if found is Verdict.not_supported:
+        if effect.low == effect.high == 0:
+            return "no difference in any seed or example"
+        return f"no difference that matters: {interval}, within ±{relevant:.3g}"
+    # Nothing was found: what would have been found says what that is worth.
+    smallest = detectable(effect, alpha=ALPHA / comparisons)
+    return f"no difference detected ({interval}); smallest detectable effect {smallest:.3g}"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+def _effect(differences: Array, weights: Array, level: float = 0.95) -> Effect:
+    seeds, examples = differences.shape
+    if seeds < MIN_SEEDS or examples < MIN_EXAMPLES:
+        shares = weights / weights.sum()
+        value = float((differences @ shares).mean())
+        return Effect(value, seeds, examples)
+    found = crossed(differences, weights)
+    value, half = float(found.value), float(half_width(found, level))
+    tail = (1 - level) / 2
+    return Effect(
+        value=value,
+        seeds=seeds,
+        examples=examples,
+        standard_error=float(found.variance) ** 0.5,
+        low=value - half,
+        high=value + half,
+        p=float(p_value(found)),
+        degrees_of_freedom=float(stdtridf(1 - tail, _quantile(found, tail))),
+        between_seeds=float(found.between_seeds),
+        between_examples=float(found.between_examples),
+        residual=float(found.residual),
+    )
+
+
+def _settled(mean_square: Any, tiny: Any) -> Any:
+    return np.where(mean_square > tiny, mean_square, 0.0)
+
+
+def _check(weights: Array, **values: Array) -> None:
+    shape = next(iter(values.values())).shape
+    if len(shape) != 2 or 0 in shape:
+        raise ValueError(f"values have shape {shape}, expected [seeds, examples] and neither 0")
+    for name, array in {**values, "weights": weights}.items():
+        expected = shape[1:] if array is weights else shape
+        if array.shape != expected:
+            raise ValueError(f"{name} has shape {array.shape}, expected {expected}")
+        if not np.isfinite(array).all():
+            raise ValueError(f"{name} holds a value that is not finite: leave that example out")
+    if weights.min() <= 0:
+        raise ValueError(f"weights hold {weights.min():g}: leave out examples of no weight")
+
+
+def _columns(levels: Sequence[Mapping[str, bool]]) -> Iterator[tuple[Term, Array]]:
+    """The mean, each factor, each pair of factors: a column of 1 and -1, one for a run."""
+    factors = list(levels[0]) if levels else []
+    if not factors or any(set(run) != set(factors) for run in levels):
+        raise ValueError("every run of the design names the same factors, at least one")
+    yield (), np.ones(len(levels))
+    signs = {
+        factor: np.array([1.0 if run[factor] else -1.0 for run in levels]) for factor in factors
+    }
+    for factor in factors:
+        yield (factor,), signs[factor]
+    for one, other in combinations(factors, 2):
+        yield (one, other), signs[one] * signs[other]
