@@ -1,0 +1,216 @@
+"""A study as files and as a table for the terminal: the views of ``analyse.Study``, in text."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from dollyllama.card import markdown_table
+from dollyllama.files import write_text
+from dollyllama.study import wording
+from dollyllama.study.analyse import COSTS, Comparison, Study, Variant, analyse, ranked
+from dollyllama.study.page import page
+from dollyllama.study.records import Cell, CellStatus, read_sweep, recorded
+
+
+def write_report(
+    folder: Path,
+    folders: Sequence[Path],
+    *,
+    baseline: str | None = None,
+    primary: str | None = None,
+) -> Study:
+    """Write ``report.html``, ``report.md``, ``report.csv`` and ``cells.csv`` into ``folder``.
+
+    folders, baseline, primary: see ``records.read_sweep``, also for its ValueErrors; another is for
+    a ``primary`` that no finished cell measured. What is written depends on the contents of
+    ``folders`` alone: the same twice, byte for byte.
+    """
+    study = analyse(*read_sweep(folders, baseline=baseline, primary=primary))
+    if primary is not None:
+        _check_primary(study, primary)
+    write_text(folder / "report.html", page(study))
+    write_text(folder / "report.md", markdown(study))
+    write_text(folder / "report.csv", effects_csv(study))
+    write_text(folder / "cells.csv", cells_csv(study))
+    return study
+
+
+def _check_primary(study: Study, primary: str) -> None:
+    metrics = {name for cell in study.cells for name in recorded(cell)}
+    if metrics and primary not in metrics:
+        near = get_close_matches(primary, sorted(metrics), n=1, cutoff=0)[0]
+        raise ValueError(f"no cell has measured {primary}: did you mean {near}?")
+
+
+def terminal_table(study: Study) -> str:
+    """Verdicts first, by groups; then what stands in the way of believing them."""
+    rows: list[list[str] | str] = [["", "value", "against the baseline", "p", "verdict"]]
+    if study.baseline is not None:
+        rows.append(_row(study.baseline))
+    for standing, variants in ranked(study):
+        rows += ["", wording.GROUP_TITLES[standing], *map(_row, variants)]
+    cells = [row for row in rows if isinstance(row, list)]
+    widths = [max(len(row[column]) for row in cells) for column in range(5)]
+    lines = [
+        row
+        if isinstance(row, str)
+        else "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+    notes = [
+        [f"{each.variant}: {_joint(each)}" for each in study.joint],
+        [f"tip: {line}" for line in wording.tip_lines(study)],
+        [f"{cell.folder.name}: {_why(cell)}" for cell in _failures(study)],
+        [f"left out: {name}: {why}" for name, why in study.plan.left_out.items()],
+        [f"note: {line}" for line in study.warnings],
+    ]
+    parts = [[wording.headline(study)], lines, *notes]
+    return "\n\n".join("\n".join(part) for part in parts if part)
+
+
+def markdown(study: Study) -> str:
+    """The study as a page of Markdown."""
+    parts = [f"# Study: {study.plan.title}", wording.headline(study) + "."]
+    if tips := wording.tip_lines(study):
+        parts += ["## Tips", "\n".join(f"- {line}" for line in tips)]
+    parts += ["## Effects", _READING]
+    rows = [_row(study.baseline)] if study.baseline is not None else []
+    for standing, variants in ranked(study):
+        rows += [[f"*{wording.GROUP_TITLES[standing]}*", "", "", "", ""], *map(_row, variants)]
+    header = ["variant", "value", "against the baseline", "p", "verdict"]
+    parts.append(markdown_table(header, rows))
+    if study.joint:
+        lines = [f"- {each.variant}: {_joint(each)}" for each in study.joint]
+        parts += ["## Together", _TOGETHER, "\n".join(lines)]
+    parts += ["## Costs", markdown_table(*_cost_table(study))]
+    if failures := _failures(study):
+        rows = [[cell.folder.name, str(cell.status), cell.reason or ""] for cell in failures]
+        parts += ["## Cells without a result", markdown_table(("cell", "status", "why"), rows)]
+    if study.plan.left_out:
+        parts += ["## Left out", markdown_table(("variant", "why"), study.plan.left_out.items())]
+    if study.warnings:
+        parts += ["## Notes", "\n".join(f"- {line}" for line in study.warnings)]
+    parts.append(
+        "All effects, exploratory ones included, are in report.csv; all cells in cells.csv."
+    )
+    return "\n\n".join(parts) + "\n"
+
+
+_READING = (
+    "Each effect is the variant less the baseline, paired by seed and held-out example, with its "
+    "95 % interval. p is corrected over the study (Holm). Inside the group without a detected "
+    "difference the order is alphabetical: it says nothing."
+)
+
+_TOGETHER = (
+    "Main effects of the factors, and interactions (a × b): what two changes do beyond the sum of "
+    "what each does. p is corrected among these."
+)
+
+_EFFECT_COLUMNS = (
+    *("variant", "metric", "role", "value", "low", "high", "standard_error"),
+    *("degrees_of_freedom", "p", "corrected_p", "seeds", "examples", "unpaired"),
+    *("between_seeds", "between_examples", "residual"),
+    *("baseline", "relevant", "detectable", "standing", "verdict", "missing"),
+)
+
+
+def effects_csv(study: Study) -> str:
+    """A line for each variant and metric."""
+    rows = [
+        (each, "primary" if each.primary else "exploratory")
+        for variant in study.variants
+        for each in ([variant.comparison] if variant.comparison is not None else [])
+        + variant.exploratory
+    ]
+    rows += [
+        (each, "interaction" if " × " in each.variant else "main effect") for each in study.joint
+    ]
+    return _csv(_EFFECT_COLUMNS, [_effect_row(each, role) for each, role in rows])
+
+
+def _effect_row(each: Comparison, role: str) -> dict[str, Any]:
+    values = asdict(each)
+    effect = values.pop("effect") or {}
+    del values["primary"]
+    return {**values, **effect, "role": role, "standing": each.standing}
+
+
+def _joint(each: Comparison) -> str:
+    """An effect of the design with its corrected p."""
+    p = "" if each.corrected_p is None else f" (p {wording.probability(each.corrected_p)})"
+    return f"{wording.told(each)}{p}"
+
+
+def cells_csv(study: Study) -> str:
+    """A line for each cell: how it ended, what it took, and every metric of its record."""
+    values = {cell.folder: recorded(cell) for cell in study.cells}
+    metrics = sorted({name for own in values.values() for name in own})
+    about = ("folder", "variant", "seed", "status", "reason", "fingerprint", "trained_by")
+    rows = [
+        {
+            **{name: getattr(cell, name) for name in about},
+            "folder": cell.folder.name,
+            **{name: read(cell) for name, read in COSTS.items()},
+            **values[cell.folder],
+        }
+        for cell in study.cells
+    ]
+    return _csv((*about, *COSTS, *metrics), rows)
+
+
+def _row(variant: Variant) -> list[str]:
+    name = variant.name
+    value = (
+        wording.level_with_interval(variant.decides, variant.level)
+        if (variant.decides and variant.level)
+        else ""
+    )
+    comparison = variant.comparison
+    if comparison is None or comparison.effect is None:
+        return [name, value, "", "", wording.verdict(variant)]
+    p = comparison.corrected_p
+    return [
+        name,
+        value,
+        wording.change(comparison.metric, comparison.effect),
+        "" if p is None else wording.probability(p),
+        wording.verdict(variant),
+    ]
+
+
+def _cost_table(study: Study) -> tuple[list[str], list[list[str]]]:
+    names = [name for name in COSTS if any(name in each.costs for each in study.variants)]
+    header = ["variant", *(wording.COST_TITLES[name][0] for name in names)]
+    rows = [
+        [
+            each.name,
+            *(wording.cost(name, each.costs[name]) if name in each.costs else "" for name in names),
+        ]
+        for each in study.variants
+        if each.costs
+    ]
+    return header, rows
+
+
+def _failures(study: Study) -> list[Cell]:
+    good = (CellStatus.finished, CellStatus.planned)
+    return [cell for cell in study.cells if cell.status not in good]
+
+
+def _why(cell: Cell) -> str:
+    return f"{cell.status}: {cell.reason}" if cell.reason else str(cell.status)
+
+
+def _csv(header: Sequence[str], rows: Iterable[dict[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, header, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()

@@ -1,0 +1,359 @@
+"""The study's numbers against the same numbers worked out from the rows by other means."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from itertools import combinations
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import pytest
+
+from dollyllama.files import read_json_lines, write_json_lines
+from dollyllama.study import wording
+from dollyllama.study.analyse import (
+    Comparison,
+    Standing,
+    Study,
+    Variant,
+    analyse,
+    direction,
+    ranked,
+)
+from dollyllama.study.compare import Verdict
+from dollyllama.study.records import read_sweep
+from tests.study import record as study_record
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "baseline": {},
+    "attention_only": {"shift": 0.2, "settings": {"lora__target_modules": ["q_proj"]}},
+    "rank_8": {"shift": 0.001, "settings": {"lora__r": 8}},
+    "rank_32": {"shift": -0.2, "settings": {"lora__r": 32}},
+    "rank_4": {"shift": 0.0005, "settings": {"lora__r": 4}},
+    "nucleus": {
+        "chance": 0.3,
+        "trained_by": "baseline.seed_0",
+        "settings": {"decoding__strategy": "nucleus"},
+    },
+}
+TIPS = {"attention_only": "adapt all linear layers", "rank_32": "16 is rank enough"}
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Path:
+    return study_record.write_sweep(tmp_path / "sweep", VARIANTS, tips=TIPS)
+
+
+def study_of(*folders: Path, **choices: str) -> Study:
+    return analyse(*read_sweep(folders, **choices))
+
+
+def named(study: Study, name: str) -> Variant:
+    return next(each for each in study.variants if each.name == name)
+
+
+def primary(study: Study, name: str) -> Comparison:
+    comparison = named(study, name).comparison
+    assert comparison is not None
+    return comparison
+
+
+def loss_of(folder: Path) -> float:
+    rows = read_json_lines(folder / "losses.jsonl")
+    return float(sum(row["loss"] for row in rows) / sum(row["tokens"] for row in rows))
+
+
+def test_an_effect_is_the_mean_difference_of_paired_cells(sweep: Path) -> None:
+    comparison = primary(study_of(sweep), "rank_8")
+    expected = fmean(
+        loss_of(sweep / f"rank_8.seed_{seed}") - loss_of(sweep / f"baseline.seed_{seed}")
+        for seed in range(3)
+    )
+    assert comparison.effect is not None
+    assert comparison.effect.value == pytest.approx(expected, rel=1e-9)
+    assert (comparison.effect.seeds, comparison.effect.examples) == (3, 40)
+    baseline = fmean(loss_of(sweep / f"baseline.seed_{seed}") for seed in range(3))
+    assert comparison.baseline == pytest.approx(baseline)
+    assert comparison.relevant == pytest.approx(0.02 * baseline)
+
+
+def test_sources_weigh_the_same_in_the_overall_score(sweep: Path) -> None:
+    """Also where one of them has fewer answers."""
+    heads = {source: scores[0] for source, scores in study_record.SOURCES.items()}
+    means = []
+    for folder in sweep.glob("*.seed_*"):
+        rows = read_json_lines(folder / "samples.jsonl")
+        few = {row["id"] for row in rows if row["source"] == "sql"}
+        few = set(sorted(few)[:3])
+        write_json_lines(
+            folder / "samples.jsonl",
+            [row for row in rows if row["source"] != "sql" or row["id"] in few],
+        )
+    for seed in range(3):
+        scores = {}
+        for name in ("nucleus", "baseline"):
+            rows = read_json_lines(sweep / f"{name}.seed_{seed}" / "samples.jsonl")
+            scores[name] = fmean(
+                fmean(row["scores"][head] for row in rows if row["source"] == source)
+                for source, head in heads.items()
+            )
+        means.append(scores["nucleus"] - scores["baseline"])
+    comparison = primary(study_of(sweep), "nucleus")
+    assert comparison.metric == "score/all"
+    assert comparison.effect is not None
+    assert comparison.effect.value == pytest.approx(fmean(means), rel=1e-9)
+    assert comparison.effect.examples == 33
+
+
+def test_swapping_baseline_and_variant_negates(sweep: Path) -> None:
+    one = primary(study_of(sweep), "rank_8").effect
+    other = primary(study_of(sweep, baseline="rank_8"), "baseline").effect
+    assert one is not None
+    assert other is not None
+    assert other.low is not None
+    assert (one.value, one.high, one.p) == (-other.value, -other.low, other.p)
+
+
+def test_the_order_of_cells_changes_nothing(sweep: Path) -> None:
+    plan, cells = read_sweep([sweep])
+    shuffled = list(cells)
+    random.Random(3).shuffle(shuffled)
+    assert shuffled != cells
+    assert analyse(plan, shuffled) == analyse(plan, cells)
+
+
+def test_p_values_are_corrected_over_the_primary_comparisons(sweep: Path) -> None:
+    study = study_of(sweep)
+    raw = sorted(each.effect.p for each in study.comparisons if each.effect and each.effect.p)
+    corrected = sorted(each.corrected_p for each in study.comparisons if each.corrected_p)
+    assert len(raw) == len(VARIANTS) - 1
+    # Holm: the smallest times how many there are, the next times one fewer, never falling.
+    expected = []
+    for rank, p in enumerate(raw):
+        expected.append(max([min(1.0, p * (len(raw) - rank)), *expected]))
+    assert corrected == pytest.approx(expected)
+    every = [each for variant in study.variants for each in variant.exploratory]
+    assert {each.metric for each in every} >= {"loss/sql", "execution/sql", "score/all"}
+    assert all(each.corrected_p is None and each.verdict is None for each in every)
+
+
+def test_planted_effects_are_found_and_judged(sweep: Path) -> None:
+    study = study_of(sweep)
+    assert primary(study, "attention_only").standing is Standing.worse
+    assert primary(study, "attention_only").verdict is Verdict.supported
+    assert primary(study, "rank_32").standing is Standing.better
+    assert primary(study, "rank_32").verdict is Verdict.contradicted
+    assert named(study, "rank_32").tip == "16 is rank enough"
+    assert named(study, "rank_8").tip is None
+
+
+def test_a_claim_that_a_variant_follows_is_judged_the_other_way(tmp_path: Path) -> None:
+    better = {"rank_32": "more rank helps", "attention_only": "attention is enough"}
+    study = study_of(study_record.write_sweep(tmp_path, VARIANTS, better=better))
+    assert primary(study, "rank_32").verdict is Verdict.supported
+    assert primary(study, "attention_only").verdict is Verdict.contradicted
+    assert wording.finding(named(study, "rank_32")).startswith("with it loss/all is lower by 0.")
+    # A variant without a claim reads as one that drops it.
+    assert wording.verdict(named(study, "rank_8")) == "no difference detected"
+
+
+def test_variants_that_were_also_run_together_are_tested_for_interaction(tmp_path: Path) -> None:
+    shifts = {"baseline": 0.0, "a": 0.05, "b": 0.08, "a+b": 0.33, "a+b+c": 0.5, "x+y": 0.1}
+    variants = {
+        name: {"shift": shift, "settings": {"lora__r": place + 1}}
+        for place, (name, shift) in enumerate(shifts.items())
+    }
+    sweep = study_record.write_sweep(tmp_path / "sweep", variants)
+    (found,) = study_of(sweep).joint
+    expected = fmean(
+        loss_of(sweep / f"a+b.seed_{seed}")
+        - loss_of(sweep / f"a.seed_{seed}")
+        - loss_of(sweep / f"b.seed_{seed}")
+        + loss_of(sweep / f"baseline.seed_{seed}")
+        for seed in range(3)
+    )
+    assert (found.variant, found.metric, found.standing) == ("a × b", "loss/all", Standing.worse)
+    assert found.effect is not None
+    assert found.effect.value == pytest.approx(expected, rel=1e-9)
+    assert found.effect.value == pytest.approx(0.2, abs=0.03)
+    assert found.corrected_p == found.effect.p
+
+
+def factorial(tmp_path: Path) -> Path:
+    """a costs 0.1, b 0.2, c nothing; a and b together 0.3 on top."""
+    names = ["+".join(each) for size in range(4) for each in combinations(["a", "b", "c"], size)]
+    variants = {}
+    for place, name in enumerate(names):
+        a, b = "a" in name, "b" in name
+        shift = 0.1 * a + 0.2 * b + 0.3 * (a and b)
+        variants[name or "baseline"] = {"shift": shift, "settings": {"lora__r": place + 1}}
+    return study_record.write_sweep(tmp_path / "sweep", variants, factors=["a", "b", "c"])
+
+
+def test_a_factorial_design_tells_main_effects_and_interactions(tmp_path: Path) -> None:
+    study = study_of(factorial(tmp_path))
+    found = {each.variant: each for each in study.joint}
+    # Averaged over the other factors: half of what a does together with b belongs to each.
+    expected = {"a": 0.25, "b": 0.35, "c": 0.0, "a × b": 0.3, "a × c": 0.0, "b × c": 0.0}
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        effect = found[name].effect
+        assert effect is not None
+        assert effect.value == pytest.approx(value, abs=0.03), name
+    assert found["a × b"].standing is Standing.worse
+    assert found["c"].standing is Standing.no_difference
+    assert not study.warnings
+
+
+def test_an_unfinished_design_says_so(tmp_path: Path) -> None:
+    sweep = factorial(tmp_path)
+    for folder in sweep.glob("a+c.*"):
+        shutil.rmtree(folder)
+    study = study_of(sweep)
+    assert study.joint == []
+    assert study.warnings == ["the factorial design has runs without a result: no main effects yet"]
+
+
+def test_within_the_noise_there_is_no_ranking(sweep: Path) -> None:
+    study = study_of(sweep)
+    groups = {standing: [each.name for each in own] for standing, own in ranked(study)}
+    assert groups == {
+        Standing.worse: ["attention_only"],
+        Standing.better: ["rank_32"],
+        Standing.no_difference: ["nucleus", "rank_4", "rank_8"],
+    }
+    assert all((primary(study, name).detectable or 0) > 0 for name in ("rank_4", "rank_8"))
+
+
+def test_clear_effects_go_by_size(tmp_path: Path) -> None:
+    shifts = {"a": 0.1, "b": 0.3, "c": 0.2}
+    variants = {"baseline": {}} | {
+        name: {"shift": shift, "settings": {"lora__r": place + 1}}
+        for place, (name, shift) in enumerate(shifts.items())
+    }
+    (_, worse), *rest = ranked(study_of(study_record.write_sweep(tmp_path, variants)))
+    assert [each.name for each in worse] == ["b", "c", "a"]
+    assert not rest
+
+
+def test_only_pairs_of_seeds_are_compared(sweep: Path) -> None:
+    shutil.rmtree(sweep / "rank_8.seed_1")
+    study_record.write_cell(
+        sweep / "rank_4.seed_2",
+        variant="rank_4",
+        seed=2,
+        status="failed",
+        error="killed",
+        settings={"lora__r": 4},
+    )
+    study = study_of(sweep)
+    expected = fmean(
+        loss_of(sweep / f"rank_8.seed_{seed}") - loss_of(sweep / f"baseline.seed_{seed}")
+        for seed in (0, 2)
+    )
+    effect = primary(study, "rank_8").effect
+    assert effect is not None
+    assert effect.seeds == 2
+    assert effect.value == pytest.approx(expected, rel=1e-9)
+    assert "rank_8 lacks seed 1 (planned): 2 pairs compared" in study.warnings
+    assert "rank_4 lacks seed 2 (failed): 2 pairs compared" in study.warnings
+
+
+def test_only_shared_examples_are_compared(sweep: Path) -> None:
+    for seed in range(3):
+        path = sweep / f"rank_8.seed_{seed}" / "losses.jsonl"
+        rows = read_json_lines(path)
+        for row in rows[:4]:
+            row["id"] = f"new{row['id']}"
+        write_json_lines(path, rows)
+    study = study_of(sweep)
+    comparison = primary(study, "rank_8")
+    assert comparison.effect is not None
+    assert (comparison.effect.examples, comparison.unpaired) == (36, 4)
+    assert any(line.startswith("rank_8 was measured on other held-out") for line in study.warnings)
+
+
+def test_one_seed_has_no_interval_and_says_so(tmp_path: Path) -> None:
+    variants = {"baseline": {}, "rank_8": {"shift": 0.5, "settings": {"lora__r": 8}}}
+    study = study_of(study_record.write_sweep(tmp_path, variants, seeds=(0,)))
+    comparison = primary(study, "rank_8")
+    assert comparison.effect is not None
+    assert comparison.effect.value == pytest.approx(0.5, abs=0.1)
+    assert comparison.effect.low is None
+    assert comparison.corrected_p is None
+    assert comparison.standing is Standing.unknown
+    assert any("the baseline has one seed" in line for line in study.warnings)
+
+
+def test_a_study_without_its_baseline_says_so(sweep: Path) -> None:
+    for seed in range(3):
+        shutil.rmtree(sweep / f"baseline.seed_{seed}")
+    study = study_of(sweep)
+    assert {each.missing for each in study.comparisons} == {"the baseline has no finished cell"}
+    assert study.warnings[0].startswith("no cell of the baseline, baseline, is finished")
+    assert [standing for standing, _ in ranked(study)] == [Standing.unknown]
+
+
+def test_a_metric_without_a_row_for_each_example_cannot_be_paired(sweep: Path) -> None:
+    for folder in sweep.glob("rank_8.*"):
+        (folder / "losses.jsonl").unlink()
+    comparison = primary(study_of(sweep), "rank_8")
+    assert comparison.missing == "loss/all was not measured example by example"
+
+
+def test_a_primary_metric_that_was_not_measured_is_told(sweep: Path) -> None:
+    study = study_of(sweep, primary="loss/prose")
+    assert any(line.startswith("loss/prose, which decides, was not") for line in study.warnings)
+
+
+def test_an_axis_that_changes_nothing_is_told(sweep: Path) -> None:
+    for seed in range(3):
+        for name in ("rank_4", "rank_8"):
+            study_record.write_cell(
+                sweep / f"{name}.seed_{seed}", variant=name, seed=seed, fingerprint=f"{seed}" * 16
+            )
+    assert (
+        "rank_4 and rank_8 are the same run: the axis changes nothing" in study_of(sweep).warnings
+    )
+
+
+def test_mixed_code_machines_and_packages_are_told(sweep: Path) -> None:
+    assert not study_of(sweep).warnings
+    study_record.write_cell(
+        sweep / "rank_8.seed_0",
+        variant="rank_8",
+        settings={"lora__r": 8},
+        provenance={
+            "code": {"digest": "elsewhere", "commit": None, "dirty": False},
+            "machine": {"processor": "Another", "cores": 8},
+            "packages": {"torch": "3.0", "peft": "0.21.2"},
+        },
+    )
+    told = study_of(sweep).warnings
+    assert told == [
+        "cells differ in code: d (17 cells), elsewher (1 cell)",
+        (
+            "cells differ in machine: A Processor with 2 cores (17 cells), Another with 8 cores "
+            "(1 cell)"
+        ),
+        "cells differ in packages: torch 2.13.0 and 3.0",
+    ]
+
+
+def test_costs_have_their_spread(sweep: Path) -> None:
+    study = study_of(sweep)
+    seconds = named(study, "baseline").costs["training_seconds"]
+    assert (seconds.mean, seconds.low, seconds.high, seconds.n) == (61.0, 60.0, 62.0, 3)
+    assert named(study, "baseline").costs["adapter_bytes"].mean == 4096
+    # Another cell's training is not its cost.
+    assert "training_seconds" not in named(study, "nucleus").costs
+    assert named(study, "nucleus").costs["evaluation_seconds"].mean == 10.0
+
+
+def test_what_is_better(sweep: Path) -> None:
+    assert direction("loss/sql") == -1
+    assert direction("execution/sql") == direction("score/all") == 1
+    assert direction("tokens/sql") == 0
+    assert named(study_of(sweep), "rank_8").differences == {"lora.r": "8"}

@@ -1,0 +1,80 @@
+"""How numbers are told: precision, units, signs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from dollyllama.study import wording
+from dollyllama.study.analyse import Comparison, Spread
+from dollyllama.study.compare import Effect, Verdict
+
+EFFECT = Effect(0.0312, 3, 200, standard_error=0.002, low=0.0265, high=0.037, p=0.001)
+
+
+def test_a_change_is_as_precise_as_its_interval() -> None:
+    assert wording.change("loss/all", EFFECT) == "+0.0312 (+0.0265 to +0.0370)"
+    wide = replace(EFFECT, low=-0.2, high=0.26)
+    assert wording.change("loss/all", wide) == "+0.031 (−0.200 to +0.260)"
+    assert wording.change("score/all", EFFECT) == "+3.12 (+2.65 to +3.70) points"
+    assert wording.change("tokens/sql", replace(wide, value=-2.0)) == "−2.00 (−0.20 to +0.26)"
+    assert wording.change("loss/all", Effect(-0.00004, 1, 200)) == "0.000"
+    assert wording.change("loss/all", Effect(0.0, 3, 200, 0.0, 0.0, 0.0, 1.0)) == "0, exactly"
+
+
+@pytest.mark.parametrize(
+    ("metric", "shown"),
+    [("loss/sql", "0.412"), ("execution/sql", "41.2 %"), ("tokens/sql", "0.4")],
+)
+def test_values_have_their_unit(metric: str, shown: str) -> None:
+    assert wording.level(metric, 0.412) == shown
+
+
+def test_costs_show_their_range_where_there_is_one() -> None:
+    assert wording.cost("training_seconds", Spread(61.2, 60, 62.4, 3)) == "61.2 (60.0 to 62.4) s"
+    assert wording.cost("peak_memory_mib", Spread(1434, 1434, 1434, 3)) == "1,434 MiB"
+    assert wording.cost("adapter_bytes", Spread(2**21, 2**21, 2**21, 1)) == "2.00 MiB"
+    assert wording.amount("training_seconds", 5.126) == "5.13"
+
+
+def comparison(effect: Effect | None, **fields: object) -> Comparison:
+    made = Comparison("a", "loss/all", primary=True, effect=effect, relevant=0.01)
+    return replace(made, **fields)  # type: ignore[arg-type]
+
+
+def test_findings_are_told_with_their_number() -> None:
+    clear = comparison(EFFECT, corrected_p=0.01, verdict=Verdict.supported)
+    assert wording.told(clear, start="without it ") == (
+        "without it loss/all is higher by 0.0312 (0.0265 to 0.0370)"
+    )
+    assert wording.told(clear).startswith("loss/all is higher by")
+    down = replace(EFFECT, value=-0.0312, low=-0.037, high=-0.0265)
+    better = comparison(down, corrected_p=0.01, verdict=Verdict.contradicted)
+    assert wording.told(better) == "loss/all is lower by 0.0312 (0.0265 to 0.0370)"
+
+
+def test_no_difference_is_told_with_what_would_have_been_found() -> None:
+    small = replace(EFFECT, value=0.001, low=-0.003, high=0.005)
+    undecided = comparison(small, corrected_p=0.6, verdict=Verdict.undecided, detectable=0.0125)
+    assert wording.told(undecided) == (
+        "no difference detected: +0.0010 (−0.0030 to +0.0050); smallest detectable effect 0.013"
+    )
+    nothing = comparison(small, corrected_p=0.6, verdict=Verdict.not_supported)
+    assert wording.told(nothing) == (
+        "no difference that matters: +0.0010 (−0.0030 to +0.0050), within ±0.0100"
+    )
+
+
+def test_what_cannot_be_told_says_so() -> None:
+    assert "one seed cannot tell that from" in wording.told(comparison(Effect(0.5, 1, 200)))
+    assert "2 examples cannot" in wording.told(comparison(Effect(0.5, 3, 2)))
+    assert wording.told(comparison(None, missing="it has no finished cell")) == (
+        "nothing to compare: it has no finished cell"
+    )
+    nothing = Effect(1e-17, 3, 200, 0.0, -1e-17, 1e-17, 1.0)
+    assert wording.told(comparison(nothing, corrected_p=1.0)) == (
+        "no difference in loss/all in any seed or example"
+    )
+    assert wording.probability(0.0001) == "< 0.001"
+    assert wording.probability(0.05) == "0.050"
