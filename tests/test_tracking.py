@@ -19,7 +19,16 @@ from typing import Any
 
 import pytest
 
-from dollyllama.tracking import Tracker, open_tracker, resolve_mode
+from dollyllama.tracking import COSTS, Tracker, costs, open_tracker, resolve_mode
+from tests import run_record
+from tests.wandb_log import (
+    read_artifacts,
+    read_config,
+    read_history,
+    read_records,
+    read_run,
+    read_summary,
+)
 
 SECRETS = {
     "WANDB_API_KEY": "0123456789abcdef0123456789abcdef01234567",
@@ -73,44 +82,6 @@ def _lines(folder: Path) -> list[dict[str, Any]]:
 
 def _without_times(folder: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in line.items() if k != "time"} for line in _lines(folder)]
-
-
-def _wandb_records(folder: Path) -> list[Any]:
-    """Read W&B's transaction log: records in LevelDB's log format after a header of 7 bytes."""
-    from wandb.proto.wandb_internal_pb2 import Record
-
-    (path,) = folder.glob("wandb/offline-run-*/*.wandb")
-    content = path.read_bytes()
-    assert content[:4] == b":W&B"
-    records, part, place = [], b"", 7
-    while place + 7 <= len(content):
-        if 32768 - place % 32768 < 7:  # The rest of a block too short for a record's header.
-            place += 32768 - place % 32768
-            continue
-        size, kind = int.from_bytes(content[place + 4 : place + 6], "little"), content[place + 6]
-        part += content[place + 7 : place + 7 + size]
-        place += 7 + size
-        if kind in (1, 4):  # whole, or the last part
-            records.append(Record.FromString(part))
-            part = b""
-    return records
-
-
-def _wandb_config(records: list[Any]) -> dict[str, Any]:
-    (run,) = [record.run for record in records if record.HasField("run")][:1]
-    return {item.key: json.loads(item.value_json) for item in run.config.update}
-
-
-def _wandb_history(records: list[Any]) -> list[dict[str, Any]]:
-    return [
-        {"/".join(item.nested_key) or item.key: _value(item) for item in record.history.item}
-        for record in records
-        if record.HasField("history")
-    ]
-
-
-def _value(item: Any) -> Any:
-    return json.loads(item.value_json) if item.value_json else None
 
 
 # --- the file -----------------------------------------------------------------------------------
@@ -252,21 +223,18 @@ def test_an_offline_run_holds_config_metrics_samples_and_names(tmp_path: Path) -
         tracker.log(10, {"train/loss": 1.5, "loss/sql": 0.25})
         tracker.table(10, "samples", [{"prompt": "p", "completion": "c", "scores": {"exact": 1.0}}])
         tracker.summary({"loss/sql": 0.25})
-    records = _wandb_records(tmp_path)
-    found = _wandb_config(records)
+    records = read_records(tmp_path)
+    found = read_config(records)
     assert found["lora"] == {"r": 16}
     assert found["seed"] == 3
     assert found["code"]["digest"]
     assert found["packages"]["torch"]
-    (run,) = [record.run for record in records if record.HasField("run")][:1]
+    run = read_run(records)
     assert (run.run_id, run.project, run.run_group) == ("0123abcd", "test", "a group")
     assert (run.job_type, list(run.tags), run.display_name) == ("train", ["one", "two"], "a name")
-    (row,) = _wandb_history(records)
+    (row,) = read_history(records)
     assert (row["_step"], row["train/loss"], row["loss/sql"]) == (10, 1.5, 0.25)
-    summaries = [item for r in records if r.HasField("summary") for item in r.summary.update]
-    assert {"loss/sql": 0.25}.items() <= {
-        i.key: json.loads(i.value_json) for i in summaries
-    }.items()
+    assert read_summary(records)["loss/sql"] == 0.25
     (table,) = tmp_path.glob("wandb/offline-run-*/files/media/table/*.json")
     assert json.loads(table.read_text())["data"] == [["p", "c", '{"exact": 1.0}']]
 
@@ -274,7 +242,7 @@ def test_an_offline_run_holds_config_metrics_samples_and_names(tmp_path: Path) -
 def test_a_run_that_raises_is_marked_failed_and_the_error_passes(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="boom"), _open(tmp_path):
         raise RuntimeError("boom")
-    exits = [r.exit.exit_code for r in _wandb_records(tmp_path) if r.HasField("exit")]
+    exits = [r.exit.exit_code for r in read_records(tmp_path) if r.HasField("exit")]
     assert exits == [1]
 
 
@@ -284,16 +252,16 @@ def test_several_runs_in_one_process_stay_apart(tmp_path: Path) -> None:
         with _open(folder, run_id=f"run{number}", config={"number": number}) as tracker:
             tracker.log(1, {"a": float(number)})
     for number in range(3):
-        records = _wandb_records(tmp_path / str(number))
-        assert _wandb_config(records)["number"] == number
-        assert [row["a"] for row in _wandb_history(records)] == [number]
+        records = read_records(tmp_path / str(number))
+        assert read_config(records)["number"] == number
+        assert [row["a"] for row in read_history(records)] == [number]
         assert [r.exit.exit_code for r in records if r.HasField("exit")] == [0]
 
 
 def test_finishing_twice_is_harmless(tmp_path: Path) -> None:
     with _open(tmp_path) as tracker:
         tracker.finish(failed=True)
-    exits = [r.exit.exit_code for r in _wandb_records(tmp_path) if r.HasField("exit")]
+    exits = [r.exit.exit_code for r in read_records(tmp_path) if r.HasField("exit")]
     assert exits == [1]
 
 
@@ -316,7 +284,7 @@ def test_no_server_costs_a_line_and_seconds_not_the_run(
     assert "cannot be reached" in said.err
     assert SECRETS["WANDB_API_KEY"] not in said.err
     assert [line["a"] for line in _lines(tmp_path)] == [1.0]
-    assert _wandb_config(_wandb_records(tmp_path))["seed"] == 3  # one folder, the offline one
+    assert read_config(read_records(tmp_path))["seed"] == 3  # one folder, the offline one
 
 
 _RUN_THAT_LOSES_ITS_HELPER = """
@@ -364,7 +332,176 @@ def test_a_killed_helper_costs_a_line_not_the_run(tmp_path: Path) -> None:
     assert done.stderr.startswith("W&B stopped answering")
     assert done.stderr.count("\n") == 1
     assert len(_lines(tmp_path / "a")) == 39
-    assert len(_wandb_history(_wandb_records(tmp_path / "b"))) == 1
+    assert len(read_history(read_records(tmp_path / "b"))) == 1
+
+
+# --- cells of a study ---------------------------------------------------------------------------
+
+
+def _cell(folder: Path, **changes: Any) -> Path:
+    cell = {"variant": "rank_8", "seed": 2, "fingerprint": "0123456789abcdef"}
+    folder.mkdir(parents=True)
+    (folder / "cell.json").write_text(json.dumps({**cell, **changes}))
+    return folder
+
+
+def test_a_cell_is_grouped_by_its_sweep_and_named_by_what_differs(tmp_path: Path) -> None:
+    folder = _cell(tmp_path / "a sweep" / "rank_8.seed_2.01234567")
+    with _open(folder, group=None, tags=["mine"]):
+        pass
+    records = read_records(folder)
+    run = read_run(records)
+    assert (run.run_group, run.display_name) == ("a sweep", "rank_8 seed 2")
+    assert list(run.tags) == ["mine", "rank_8", "seed 2", "0123456789abcdef"]
+    found = read_config(records)
+    assert found["study"] == {"variant": "rank_8", "fingerprint": "0123456789abcdef"}
+    assert found["lora"] == {"r": 16}
+
+
+def test_a_group_of_ones_own_stays(tmp_path: Path) -> None:
+    folder = _cell(tmp_path / "a sweep" / "cell")
+    with _open(folder, group="my group"):
+        pass
+    assert read_run(read_records(folder)).run_group == "my group"
+
+
+def test_a_variant_with_a_long_name_is_cut_to_what_wandb_takes(tmp_path: Path) -> None:
+    variant = "lora.r=8," * 40
+    folder = _cell(tmp_path / "sweep" / "cell", variant=variant)
+    with _open(folder):
+        pass
+    records = read_records(folder)
+    run = read_run(records)
+    assert run.display_name.startswith("lora.r=8,lora.r=8,")
+    assert (len(run.display_name), max(map(len, run.tags))) == (128, 64)
+    assert read_config(records)["study"]["variant"] == variant
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"variant": "a", "seed": 0}'])
+def test_a_damaged_cell_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "cell.json").write_text(content)
+    with pytest.raises(ValueError, match=r"cell\.json is damaged") as caught:
+        _open(tmp_path, "disabled")
+    assert "\n" not in str(caught.value)
+
+
+def _ending(folder: Path) -> tuple[list[int], bool]:
+    """Exit codes that were logged, and whether the run was marked as one that goes on."""
+    records = read_records(folder)
+    codes = [record.exit.exit_code for record in records if record.HasField("exit")]
+    return codes, any(record.HasField("preempting") for record in records)
+
+
+def test_an_interrupted_run_is_preempted_not_failed(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), _open(tmp_path / "raised"):
+        raise KeyboardInterrupt
+    _open(tmp_path / "said").finish(failed=True, interrupted=True)
+    assert _ending(tmp_path / "raised") == _ending(tmp_path / "said") == ([130], True)
+    _open(tmp_path / "failed").finish(failed=True)
+    assert _ending(tmp_path / "failed") == ([1], False)
+
+
+def test_a_run_that_goes_on_has_the_same_id(tmp_path: Path) -> None:
+    for stopped in (True, False):
+        with _open(tmp_path) as tracker:
+            tracker.finish(failed=stopped, interrupted=stopped)
+    logs = [path.name for path in tmp_path.glob("wandb/offline-run-*/*.wandb")]
+    assert logs == ["run-0123abcd.wandb"] * 2
+
+
+_RUN_IN_A_NATIVE_SWEEP = """
+import sys
+from pathlib import Path
+from dollyllama.tracking import open_tracker
+
+open_tracker(
+    Path(sys.argv[1]), mode="auto", project="p", entity="e", group=None, tags=[],
+    job_type="train", name="n", run_id="own", config={},
+).finish(failed=True, interrupted=True)
+"""
+
+
+def test_in_a_native_sweep_the_agents_id_counts_and_nothing_is_started_again(
+    tmp_path: Path,
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _RUN_IN_A_NATIVE_SWEEP, str(tmp_path / "run")],
+        env={
+            **os.environ,
+            "PYTHONPATH": str(Path(__file__).parents[1]),
+            "WANDB_SWEEP_ID": "sweep1",
+            "WANDB_RUN_ID": "agents",
+        },
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+    run = read_run(read_records(tmp_path / "run"))
+    assert (run.run_id, run.sweep_id) == ("agents", "sweep1")
+    assert _ending(tmp_path / "run") == ([130], False)
+
+
+def test_an_adapter_is_an_artefact_that_lies_where_it_is(tmp_path: Path) -> None:
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "weights").write_bytes(b"w" * 100)
+    with _open(tmp_path) as tracker:
+        tracker.artifact("adapter of rank_8, seed 0", "adapter", tmp_path / "adapter")
+    (artifact,) = read_artifacts(read_records(tmp_path), "adapter")
+    assert artifact.name == "adapter-of-rank_8-seed-0"
+    (entry,) = artifact.manifest.contents
+    assert (entry.path, entry.size) == ("weights", 100)
+    assert entry.local_path == str(tmp_path / "adapter" / "weights")
+
+
+def test_costs_are_the_numbers_of_the_record_and_what_is_not_there_is_left_out() -> None:
+    result = run_record.result()
+    result["seconds"]["evaluate_after"] = 12.5
+    found = costs(result)
+    assert found == {
+        "cost/training_seconds": 61.0,
+        "cost/tokens_per_second": 2023.9,
+        "cost/peak_memory_mib": 812.3,
+        "cost/evaluation_seconds": 12.5,
+        "cost/trainable_parameters": 250_000,
+    }
+    assert found.keys() == COSTS.keys()
+    assert costs({"train": None, "seconds": {}, "parameters": {}}) == {}
+
+
+_RUN_ON_A_FULL_DISK = """
+import resource, sys
+from pathlib import Path
+from dollyllama.tracking import open_tracker
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (800_000, 800_000))
+with open_tracker(
+    Path(sys.argv[1]), mode="offline", project="p", entity=None, group=None, tags=[],
+    job_type="train", name="n", run_id="abc", config={},
+) as tracker:
+    for step in range(1, 401):
+        tracker.log(step, {f"m{number}": float(step * number) for number in range(100)})
+    tracker.table(400, "samples", [{"text": "x" * 1000}] * 2000)
+    tracker.log(401, {"a": 1.0})
+"""
+
+
+def test_files_that_wandb_cannot_write_cost_a_line_not_the_run(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _RUN_ON_A_FULL_DISK, str(tmp_path / "run")],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    assert done.stderr.startswith("W&B stopped answering")
+    assert done.stderr.count("\n") == 1
+    assert len(_lines(tmp_path / "run")) == 401
+    (log,) = (tmp_path / "run").glob("wandb/offline-run-*/*.wandb")
+    assert log.stat().st_size == 800_000  # it did hit the limit
 
 
 class _Server:
@@ -473,13 +610,17 @@ def test_a_server_that_fails_in_the_middle_neither_kills_nor_stalls_a_run(
 
 
 _RUN_WITH_SECRETS = """
-import os, sys
+import json, os, sys
 from pathlib import Path
 from dollyllama import provenance
 from dollyllama.files import write_json
 from dollyllama.tracking import open_tracker
 
 folder = Path(os.environ["RUN_FOLDER"])
+variant = "model.path=" + os.environ["SOME_SERVICE_TOKEN"]
+cell = {"variant": variant, "seed": 0, "fingerprint": "a"}
+folder.mkdir()
+(folder / "cell.json").write_text(json.dumps(cell))
 with open_tracker(
     folder, mode="auto", project="p", entity=None, group=None, tags=[], job_type="train",
     name="n", run_id="abc",
@@ -490,6 +631,7 @@ with open_tracker(
     tracker.log(1, {"a": 1.0})
     tracker.table(1, "samples", [{"prompt": "p"}])
     tracker.summary({"a": 1.0, "note": os.environ["HF_TOKEN"]})
+(folder / "cell.json").unlink()  # that one is not for W&B
 """
 
 
