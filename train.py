@@ -9,8 +9,8 @@ from dollyllama import launch
 
 
 @hydra.main(config_path="conf", config_name="train", version_base="1.3")
-def train(composed: DictConfig) -> None:
-    launch.task(composed)
+def train(composed: DictConfig) -> float | None:
+    return launch.task(composed)
 
 
 if __name__ == "__main__":

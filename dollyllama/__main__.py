@@ -9,7 +9,18 @@ from difflib import get_close_matches
 
 from dollyllama import launch
 from dollyllama.explain import one_line
-from dollyllama.verbs import evaluate, export, generate, latency, merge, prepare, serve, show
+from dollyllama.verbs import (
+    dashboard,
+    evaluate,
+    export,
+    generate,
+    latency,
+    merge,
+    prepare,
+    report,
+    serve,
+    show,
+)
 
 #: A verb gets the rest of the command line and returns an exit status, or None for 0. The first
 #: line of its docstring is its help.
@@ -22,6 +33,8 @@ VERBS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "export": export.main,
     "latency": latency.main,
     "serve": serve.main,
+    "report": report.main,
+    "dashboard": dashboard.main,
 }
 
 

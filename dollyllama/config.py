@@ -280,7 +280,10 @@ class Schedule:
 
 @dataclass(kw_only=True, slots=True)
 class Source:
-    """One data set: where it lives, how its rows read, who may use it, how answers are graded."""
+    """One data set: where it lives, how its rows read, who may use it, how answers are graded.
+
+    weight: how often its rows are trained on; 0 keeps them held out, to be evaluated alone.
+    """
 
     path: str
     file: str
@@ -311,7 +314,7 @@ class Data:
         _require(bool(self.sources), "data.sources is empty: a mix needs at least one source")
         for name, source in self.sources.items():
             key = f"data.sources.{name}"
-            _in_range(f"{key}.weight", source.weight, 0, math.inf, open_low=True)
+            _in_range(f"{key}.weight", source.weight, 0, math.inf, open_low=False)
             _in_range(f"{key}.max_rows", source.max_rows, 1, math.inf, open_low=False)
         _require(
             "all" not in self.sources,
@@ -454,7 +457,8 @@ class Evaluation:
     """``loss_examples`` and ``generate_examples`` are per source; 0 leaves that part out.
 
     answers: how many are drawn to one question. run_code: answers in Python are run against the
-    tests of their rows, in the sandbox. primary: the metric that decides, as ``<what>/<source>``,
+    tests of their rows, in the sandbox. merged: the adapter is merged into the base first, as
+    ``merge`` does it. primary: the metric that decides, as ``<what>/<source>``,
     or null.
     """
 
@@ -463,6 +467,7 @@ class Evaluation:
     generate_examples: int
     answers: int
     run_code: bool
+    merged: bool
     batch_size: int
     primary: str | None
 
@@ -473,10 +478,11 @@ class Evaluation:
             _in_range(f"evaluation.{key}", getattr(self, key), 1, math.inf, open_low=False)
         nothing = self.loss_examples == 0 and self.generate_examples == 0
         _require(
-            not nothing or (not self.before and self.batch_size == 1 and self.primary is None),
+            not nothing
+            or (not self.before and not self.merged and self.batch_size == 1 and not self.primary),
             "evaluation.loss_examples=0 and evaluation.generate_examples=0 leave nothing to "
-            "evaluate, so evaluation.before, evaluation.batch_size and evaluation.primary have no "
-            "effect: use evaluation=none",
+            "evaluate, so evaluation.before, evaluation.merged, evaluation.batch_size and "
+            "evaluation.primary have no effect: use evaluation=none",
         )
         _require(
             self.generate_examples > 0 or self.answers == 1,
@@ -502,14 +508,22 @@ class Evaluation:
 
 @dataclass(kw_only=True, slots=True)
 class Tracking:
+    """artifacts: keep the adapter of a run and the report of a study as W&B artefacts."""
+
     wandb: WandbMode
     project: str | None
     entity: str | None
     group: str | None
     tags: list[str] | None
+    artifacts: bool
 
     def __post_init__(self) -> None:
         if self.wandb is WandbMode.disabled:
+            _require(
+                not self.artifacts,
+                "tracking.artifacts=true has no effect with tracking.wandb=disabled: "
+                "set tracking.artifacts=false",
+            )
             for key in ("project", "entity", "group", "tags"):
                 value = getattr(self, key)
                 _require(
@@ -519,6 +533,33 @@ class Tracking:
                 )
         else:
             _require(self.project is not None, "tracking.project is needed by W&B and is null")
+
+
+@dataclass(kw_only=True, slots=True)
+class Sweep:
+    """How the runs of a sweep are judged and looked after; a single run has no use for it.
+
+    answers_primary: the metric that decides where cells share an adapter, and so a loss.
+    relevant: an effect below this share of the baseline's value does not matter. cell_minutes: a
+    cell that takes longer is stopped. fail_fast: so many first cells that all fail of the same
+    error end the sweep. tips: a variant and the claim that it puts to the test by dropping it;
+    better: a variant and the claim that it makes by itself. factors: the variants of a factorial
+    design. optional: variants that are left out where the machine or the model cannot have them.
+    """
+
+    answers_primary: str | None
+    relevant: float
+    cell_minutes: float | None
+    fail_fast: int | None
+    tips: dict[str, str]
+    better: dict[str, str]
+    factors: list[str]
+    optional: list[str]
+
+    def __post_init__(self) -> None:
+        _in_range("sweep.relevant", self.relevant, 0, 1, open_low=False)
+        _in_range("sweep.cell_minutes", self.cell_minutes, 0, math.inf, open_low=True)
+        _in_range("sweep.fail_fast", self.fail_fast, 1, math.inf, open_low=False)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -536,6 +577,7 @@ class Run:
     decoding: Decoding
     evaluation: Evaluation
     tracking: Tracking
+    sweep: Sweep
     resume: str | None
 
     def __post_init__(self) -> None:
@@ -584,17 +626,23 @@ class Run:
             "or lora=lora",
         )
 
+    def measured(self) -> list[str]:
+        """The metrics that this run measures and a study can be decided by."""
+        measured: list[str] = []
+        if self.evaluation.loss_examples:
+            measured += ["loss/all", *(f"loss/{name}" for name in self.data.sources)]
+        if self.evaluation.generate_examples:
+            measured.append("score/all")
+            for name, source in self.data.sources.items():
+                measured += [f"{score}/{name}" for score in self.evaluation.scores(source)]
+        return measured
+
     def _check_primary(self) -> None:
         """Refuse a primary metric that this run does not measure."""
         primary = self.evaluation.primary
         if primary is None:
             return
-        measured: list[str] = []
-        if self.evaluation.loss_examples:
-            measured += ["loss/all", *(f"loss/{name}" for name in self.data.sources)]
-        if self.evaluation.generate_examples:
-            for name, source in self.data.sources.items():
-                measured += [f"{score}/{name}" for score in self.evaluation.scores(source)]
+        measured = self.measured()
         near = get_close_matches(primary, measured, n=1, cutoff=0.0)
         _require(
             primary in measured,
@@ -603,6 +651,17 @@ class Run:
             if near
             else f"evaluation.primary={primary} is not measured: use evaluation.primary=null",
         )
+
+
+@dataclass(kw_only=True, slots=True)
+class Study(Run):
+    """What conf/sweep.yaml composes to. seeds: every variant is run with 0, 1, ... so many."""
+
+    seeds: int
+
+    def __post_init__(self) -> None:
+        Run.__post_init__(self)
+        _in_range("seeds", self.seeds, 1, math.inf, open_low=False)
 
 
 def save(run: Run, path: Path) -> None:

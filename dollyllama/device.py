@@ -7,21 +7,23 @@ from functools import cache
 from importlib.metadata import version
 
 
-@cache
 def cuda_is_available() -> bool:
-    """True when torch has CUDA and the driver shows at least one device to this process.
+    """Whether there is a device for torch to use."""
+    return cuda_device_count() > 0
+
+
+@cache
+def cuda_device_count() -> int:
+    """How many devices the driver shows to this process; 0 when torch has no CUDA.
 
     ``CUDA_VISIBLE_DEVICES`` is honoured by the driver itself.
     """
     if version("torch").endswith("+cpu"):
-        return False
+        return 0
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
-        return False
+        return 0
     count = ctypes.c_int(0)
-    return (
-        driver.cuInit(0) == 0
-        and driver.cuDeviceGetCount(ctypes.byref(count)) == 0
-        and count.value > 0
-    )
+    answers = driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0
+    return count.value if answers else 0

@@ -55,15 +55,15 @@ def read_unpacked(path: Path, named: str) -> bytes:
 
 
 @contextmanager
-def locked(folder: Path, busy: str) -> Iterator[None]:
+def locked(folder: Path, busy: str | None) -> Iterator[None]:
     """Keep other processes out of ``folder``; the lock goes with this one, killed or not.
 
-    ValueError that says ``busy`` when one is at it.
+    ValueError that says ``busy`` when one is at it; None waits for its turn.
     """
     handle = os.open(folder, os.O_RDONLY)
     try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy is not None else 0))
         except BlockingIOError:
             raise ValueError(busy) from None
         yield

@@ -6,7 +6,6 @@ Exit statuses: 0 done, 1 the run failed, 2 something that the user can mend, 130
 
 from __future__ import annotations
 
-import atexit
 import json
 import os
 import re
@@ -15,23 +14,21 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from contextvars import ContextVar
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from hydra import compose, initialize_config_dir
 from hydra._internal import utils
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError, YAMLError  # type: ignore[import-untyped]
 
-from dollyllama import config
+from dollyllama import config, sweeping
 from dollyllama.explain import explain, explain_option, explain_unknown_key, first_line, one_line
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
@@ -67,61 +64,82 @@ A new source in the mix: +source@data.sources.NAME=OPTION. Hydra's own flags: --
 """
 
 
-class FailedJobError(Exception):
-    """A job of a sweep failed in another process, which has said why."""
+def main(hydra_main: Callable[[], None], *, sweeps: bool = False) -> NoReturn:
+    """Run a function decorated by ``hydra.main`` on the command line, and exit with its status.
 
-
-#: Statuses of the jobs that failed in this process; None where ``main`` did not start.
-_failures: ContextVar[list[int] | None] = ContextVar("failures", default=None)
-
-
-class ForgetRefusedSweep(Callback):
-    """Hydra's callback (conf/train.yaml) that removes a sweep's folder where no job ran."""
-
-    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        atexit.register(_remove_unused_sweep, Path(config.hydra.sweep.dir).absolute())
-
-
-def _remove_unused_sweep(folder: Path) -> None:
-    if folder.is_dir() and [path.name for path in folder.iterdir()] == ["multirun.yaml"]:
-        (folder / "multirun.yaml").unlink()
-        folder.rmdir()
-
-
-def main(hydra_main: Callable[[], None]) -> NoReturn:
-    """Run a function decorated by ``hydra.main`` on the command line, and exit with its status."""
+    sweeps: it does so without --multirun too.
+    """
     if {"--help", "-h"} & set(sys.argv[1:]):
         print(help_text(), end="")
         sys.exit(0)
-    failures: list[int] = []
-    _failures.set(failures)
-    ConfigStore.instance().store(name="schema", node=config.Run)
+    ConfigStore.instance().store(name="schema", node=config.Study if sweeps else config.Run)
+    sweeps = sweeps or bool({"--multirun", "-m"} & set(sys.argv[1:]))
     if _wants_tracebacks():
+        _prepare_sweep(sweeps)
         hydra_main()
-        sys.exit(max(failures, default=0))
+        sys.exit(sweeping.SESSION.finish())
     # Hydra would print its errors over several lines and exit with 1: let them through instead.
     utils.run_and_report = lambda func: func()
     try:
+        _prepare_sweep(sweeps)
         _check_flags(sys.argv[1:])
         hydra_main()
+        status = sweeping.SESSION.finish()
     except _EXPECTED as error:
-        _say(describe(error), MENDABLE)
-        sys.exit(MENDABLE)
-    except FailedJobError as error:
-        _say(str(error), FAILED)
-        sys.exit(FAILED)
+        status = MENDABLE
+        _say(describe(error), status)
     except KeyboardInterrupt:
-        _say("interrupted", INTERRUPTED)
-        sys.exit(INTERRUPTED)
-    sys.exit(max(failures, default=0))
+        sweeping.SESSION.finish()
+        status = INTERRUPTED
+        _say("interrupted" + (": the same command goes on" if sweeps else ""), status)
+    sys.exit(status)
 
 
-def task(composed: DictConfig) -> None:
-    """Check one composed config and run it: what Hydra calls for every job."""
+def _prepare_sweep(sweeps: bool) -> None:
+    """Take ``--dry-run`` from the command line, and give a sweep a folder that it finds again.
+
+    ValueError for a dry run of a single one.
+    """
+    plain = {"--dry-run", "mode=plan"}
+    sweeping.SESSION.dry_run = bool(plain & set(sys.argv[1:]))
+    sys.argv[1:] = [argument for argument in sys.argv[1:] if argument not in plain]
+    if not sweeps:
+        if sweeping.SESSION.dry_run:
+            raise ValueError("--dry-run plans a sweep: add --multirun, or use sweep.py")
+        for argument in sys.argv[1:]:
+            if _overridden_key(argument).partition(".")[0] == "sweep":
+                raise ValueError(f"{argument} has no effect on a single run: add --multirun")
+        return
+    if not any(_overridden_key(argument) == "hydra.sweep.dir" for argument in sys.argv[1:]):
+        choice = "tips" if Path(sys.argv[0]).stem == "sweep" else "multirun"
+        folder = sweeping.default_folder(sys.argv[1:], choice)
+        sys.argv.append(f"hydra.sweep.dir='{folder}'")
+
+
+@contextmanager
+def reported_to_user() -> Iterator[None]:
+    """Turn an expected error into its line and SystemExit, which Hydra leaves alone."""
+    try:
+        yield
+    except (*_EXPECTED, _UnfinishedError) as error:
+        if _wants_tracebacks():
+            raise
+        status = error.status if isinstance(error, _UnfinishedError) else MENDABLE
+        _say(describe(error), status)
+        raise SystemExit(status) from error
+
+
+def task(composed: DictConfig) -> float | None:
+    """Check one composed config and run it: what Hydra calls for every job.
+
+    The primary metric of a sweep's cell, None for a single run.
+    """
     hydra_config = HydraConfig.get()
     proposed = Path(hydra_config.runtime.output_dir)
     overrides = list(hydra_config.overrides.task)
-    with _reported(hydra_config.mode, overrides, proposed):
+    if hydra_config.mode is RunMode.MULTIRUN:
+        return sweeping.run_job(composed, hydra_config)
+    with _removed_when_empty(proposed), reported_to_user():
         if composed.resume is None:
             folder, run_config = proposed, config.build(composed)
             _refuse_taken(folder)
@@ -130,13 +148,14 @@ def task(composed: DictConfig) -> None:
             run_config = _resumed_config(folder, composed, overrides)
             if _is_finished(folder):
                 print(f"{folder} is finished: there is nothing to resume")
-                return
+                return None
         # Not needed by --cfg, --help and most errors, which are to answer at once.
         from dollyllama import preflight
 
         preflight.check(run_config)
         preflight.check_sandbox(run_config)
         _run(run_config, folder)
+    return None
 
 
 def _run(run_config: config.Run, folder: Path) -> None:
@@ -167,32 +186,13 @@ def _interrupted(folder: Path) -> str:
 
 
 @contextmanager
-def _reported(mode: RunMode | None, overrides: Sequence[str], folder: Path) -> Iterator[None]:
-    """Turn a failure into its line and status; in a sweep the other jobs go on.
-
-    folder: Hydra has made it; it goes again when nothing was written to it.
-    """
+def _removed_when_empty(folder: Path) -> Iterator[None]:
+    """Hydra has made the folder of a run; it goes again when nothing was written to it."""
     try:
         yield
-    except (*_EXPECTED, _UnfinishedError) as error:
-        if _wants_tracebacks():
-            raise
-        status = error.status if isinstance(error, _UnfinishedError) else MENDABLE
-        line = describe(error)
-    else:
-        return
     finally:
         with suppress(OSError):
             folder.rmdir()
-    if mode is RunMode.MULTIRUN:
-        line = f"job {folder.name} ({' '.join(overrides)}): {line}"
-    failures = _failures.get()
-    if failures is None:  # a launcher's worker process: its parent hears of exceptions alone
-        raise FailedJobError(line)
-    _say(line, status)
-    if mode is RunMode.RUN or status == INTERRUPTED:
-        sys.exit(status)
-    failures.append(status)
 
 
 def compose_run(overrides: Sequence[str]) -> config.Run:
@@ -236,7 +236,7 @@ def describe(error: BaseException) -> str:
 
 def groups() -> list[str]:
     """The names of the config groups."""
-    return sorted(path.name for path in CONF.iterdir() if path.is_dir())
+    return sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name != "hydra")
 
 
 def help_text() -> str:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import enum
 import json
+import os
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +29,7 @@ from dollyllama.data.prepare import EmptySide, PreparedData, prepare
 from dollyllama.data.show import count_table
 from dollyllama.data.tokens import EncodedExample
 from dollyllama.embedded import EMBEDDED
-from dollyllama.evaluation.loss import held_out_loss
+from dollyllama.evaluation.loss import average_losses, held_out_loss
 from dollyllama.evaluation.metric import Metric
 from dollyllama.evaluation.suite import Evaluated, evaluate, select
 from dollyllama.evaluation.table import compare_table
@@ -39,7 +41,7 @@ from dollyllama.model.merge import Base, write_merged
 from dollyllama.model.precision import dtype_census, upcast
 from dollyllama.redact import redact
 from dollyllama.summary import columns, cost_rows, next_commands
-from dollyllama.tracking import Tracker, open_tracker
+from dollyllama.tracking import Tracker, costs, open_tracker
 from dollyllama.training.budget import make_plan
 from dollyllama.training.fit import Diverged, FitResult, fit
 
@@ -68,14 +70,15 @@ class Result:
     seconds: dict[str, float] = field(default_factory=dict)
 
 
-def run(run_config: config.Run, folder: Path) -> Result:
+def run(run_config: config.Run, folder: Path, *, trained: Path | None = None) -> Result:
     """Train, evaluate and record one run in ``folder``; go on where it stopped if it holds one.
 
-    Raises ValueError for what the user can mend, Diverged when the loss stops being a number; the
-    record in ``folder`` is complete either way. An interrupted run returns with that status.
+    trained: a finished run that differs in decoding and evaluation alone, whose adapter is taken
+    over in place of training. Raises ValueError for what the user can mend, Diverged when the loss
+    stops being a number; the record in ``folder`` is complete either way. An interrupted run
+    returns with that status.
     """
     result = _previous_result(folder)
-    resumed = (folder / "checkpoints").is_dir()
     folder.mkdir(parents=True, exist_ok=True)
     device = choose_device(run_config.device)
     with (
@@ -109,46 +112,23 @@ def run(run_config: config.Run, folder: Path) -> Result:
             with _timed(result, "evaluate_before"):
                 _evaluate(run_config, model, tokenizer, data, "before", result, folder, tracker)
 
-        model = attach_adapter(
-            model,
-            r=run_config.lora.r,
-            alpha=run_config.lora.alpha,
-            dropout=run_config.lora.dropout,
-            variant=run_config.lora.variant,
-            targets=run_config.lora.target_modules,
-            seed=run_config.seed,
-        )
-        trainable, total = count_parameters(model)
-        result.parameters = {"trainable": trainable, "total": total}
-        origin["dtypes"] = dtype_census(model)
-        write_json(folder / "provenance.json", origin)
-        print(f"{_opening(run_config, data, result)}\n")
-
-        with _timed(result, "train"):
-            result.train = fit(
-                model,
-                tokenizer,
-                data.train,
-                trainer=run_config.trainer,
-                optimizer=run_config.optimizer,
-                schedule=run_config.schedule,
-                autocast=run_config.precision.autocast,
-                seed=run_config.seed,
-                folder=folder,
-                log=tracker.log,
-                resume=resumed,
-                evaluate=_loss_by_source(run_config, model, tokenizer, data.held_out),
-            )
-        if result.train.interrupted:
-            result.status = Status.interrupted
-            return result
-        save_adapter(model, tokenizer, folder / "adapter")
+        if trained is not None:
+            model = _take_over(trained, model, result, folder)
+        else:
+            model = _train(run_config, model, tokenizer, data, origin, result, folder, tracker)
+            if result.status is Status.interrupted:
+                return result
         origin["adapter"] = provenance.describe_adapter(folder / "adapter")
         write_json(folder / "provenance.json", origin)
 
         with _timed(result, "evaluate_after"):
+            if run_config.evaluation.merged:
+                model = restore_merged(run_config, folder, tokenizer)
             _evaluate(run_config, model, tokenizer, data, "after", result, folder, tracker)
+        tracker.summary(costs(asdict(result)))
         _write_card(run_config, folder, data, result, origin)
+        if run_config.tracking.artifacts:
+            tracker.artifact(f"adapter-{folder.name}", "adapter", folder / "adapter")
         result.status = Status.finished
     print(_closing(run_config, result, folder))
     return result
@@ -278,6 +258,65 @@ def measure(
 # --- parts of the story -------------------------------------------------------------------------
 
 
+def _train(
+    run_config: config.Run,
+    base: Any,
+    tokenizer: Any,
+    data: PreparedData,
+    origin: dict[str, Any],
+    result: Result,
+    folder: Path,
+    tracker: Tracker,
+) -> Any:
+    """Put an adapter on the base, train and save it; not saved when the run is interrupted."""
+    lora = run_config.lora
+    model = attach_adapter(
+        base,
+        r=lora.r,
+        alpha=lora.alpha,
+        dropout=lora.dropout,
+        variant=lora.variant,
+        targets=lora.target_modules,
+        seed=run_config.seed,
+    )
+    trainable, total = count_parameters(model)
+    result.parameters = {"trainable": trainable, "total": total}
+    origin["dtypes"] = dtype_census(model)
+    write_json(folder / "provenance.json", origin)
+    print(f"{_opening(run_config, data, result)}\n")
+    with _timed(result, "train"):
+        result.train = fit(
+            model,
+            tokenizer,
+            data.train,
+            trainer=run_config.trainer,
+            optimizer=run_config.optimizer,
+            schedule=run_config.schedule,
+            autocast=run_config.precision.autocast,
+            seed=run_config.seed,
+            folder=folder,
+            log=tracker.log,
+            resume=(folder / "checkpoints").is_dir(),
+            evaluate=_loss_by_source(run_config, model, tokenizer, data.held_out),
+        )
+    if result.train.interrupted:
+        result.status = Status.interrupted
+    else:
+        save_adapter(model, tokenizer, folder / "adapter")
+    return model
+
+
+def _take_over(trained: Path, base: Any, result: Result, folder: Path) -> Any:
+    """Put the adapter that another run has trained on the base, and its record in this one's."""
+    check_adapter(trained)
+    shutil.rmtree(folder / "adapter", ignore_errors=True)
+    shutil.copytree(require_adapter(trained), folder / "adapter", copy_function=os.link)
+    theirs = json.loads((trained / "result.json").read_text(encoding="utf-8"))
+    result.parameters = theirs["parameters"]
+    result.train = FitResult(**theirs["train"])
+    return load_adapter(base, folder / "adapter")
+
+
 def _read_origin(folder: Path) -> dict[str, Any]:
     """What ``provenance.json`` holds. ValueError when it is missing or damaged."""
     path = folder / "provenance.json"
@@ -331,14 +370,21 @@ def _evaluate(
     step = result.train.steps if result.train else 0
     values = {each.name: each.value for each in measured.metrics if each.value is not None}
     tracker.log(step, values)
-    rows = [{"phase": phase, **asdict(sample)} for sample in measured.samples]
-    path = folder / "samples.jsonl"
-    earlier = read_json_lines(path) if path.exists() else []
-    write_json_lines(path, [*(row for row in earlier if row["phase"] != phase), *rows])
-    tracker.table(step, f"samples/{phase}", rows)
+    _write_phase(folder / "losses.jsonl", phase, measured.losses)
+    samples = _write_phase(folder / "samples.jsonl", phase, measured.samples)
+    tracker.table(step, f"samples/{phase}", samples)
     if phase == "after":
         tracker.summary(values)
     _write_result(result, folder)
+
+
+def _write_phase(path: Path, phase: str, measured: Sequence[Any]) -> list[dict[str, Any]]:
+    """Put what was measured in a phase in place of what the file has of it; return its rows."""
+    rows = [{"phase": phase, **asdict(each)} for each in measured]
+    earlier = read_json_lines(path) if path.exists() else []
+    if rows or earlier:
+        write_json_lines(path, [*(row for row in earlier if row["phase"] != phase), *rows])
+    return rows
 
 
 def _loss_by_source(
@@ -356,7 +402,7 @@ def _loss_by_source(
             batch_size=run_config.evaluation.batch_size,
             pad_token_id=tokenizer.pad_token_id,
         )
-        return {each.name: each.value for each in losses if each.value is not None}
+        return {each.name: each.value for each in average_losses(losses)}
 
     return evaluate_loss
 
@@ -471,12 +517,16 @@ def _tracked(run_config: config.Run, folder: Path, result: Result) -> Iterator[T
         run_id=config.fingerprint([{**values, "tracking": None}, str(folder.resolve())]),
         config=values,
     )
-    failed = True
+    failed, interrupted = True, False
     try:
         yield tracker
         failed = result.status is not Status.finished
+        interrupted = result.status is Status.interrupted
+    except KeyboardInterrupt:
+        interrupted = True
+        raise
     finally:
-        tracker.finish(failed)
+        tracker.finish(failed, interrupted=interrupted)
 
 
 @contextmanager

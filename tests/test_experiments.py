@@ -59,7 +59,7 @@ def test_every_group_of_the_plan_has_a_second_option() -> None:
     wanted = {
         *("model", "quantization", "precision", "lora", "target_modules", "optimizer", "schedule"),
         *("source", "data", "trainer", "decoding", "evaluation", "tracking"),
-        *("experiment", "ablation", "debug"),
+        *("experiment", "ablation", "debug", "sweep"),
     }
     assert set(groups()) == wanted
     assert {group for group in wanted if sum(g == group for g, _ in OPTIONS) < 2} == set()

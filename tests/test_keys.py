@@ -145,6 +145,7 @@ EFFECTS = {
             "data.max_length=512",
         ],
     ),
+    "evaluation.merged": effect("evaluation.merged=true", shows_in=METRICS),
     "evaluation.primary": effect("evaluation.primary=loss/maths", shows_in=REFUSED),
     "evaluation.batch_size": effect("evaluation.batch_size=1", shows_in=PASSES),
     "tracking.wandb": effect("tracking.wandb=auto", shows_in=TRACKER, under=WANDB),
@@ -152,6 +153,7 @@ EFFECTS = {
     "tracking.entity": effect("tracking.entity=team", shows_in=TRACKER, under=WANDB),
     "tracking.group": effect("tracking.group=night", shows_in=TRACKER, under=WANDB),
     "tracking.tags": effect("tracking.tags=[a]", shows_in=TRACKER, under=WANDB),
+    "tracking.artifacts": effect("tracking.artifacts=true", shows_in=TRACKER, under=WANDB),
 }
 
 OF_DATA = [key for key, each in EFFECTS.items() if each.shows_in in DATA_PARTS]
@@ -171,8 +173,10 @@ def test_every_leaf_of_the_config_is_in_the_table() -> None:
     keys = schema_keys(config.Run)
     leaves = {key for key in keys if not any(other.startswith(f"{key}.") for other in keys)}
     named = {re.sub(r"\.sources\.sql\b", ".sources.*", key) for key in EFFECTS}
-    # Where a run goes on is launch.py's to decide: tests/test_launch.py.
-    assert named | {"resume"} == leaves
+    # Where a run goes on is launch.py's to decide: tests/test_launch.py. What is a sweep's shows in
+    # no run, but in plan, cells and report: tests/study.
+    of_sweeps = {key for key in leaves if key.startswith("sweep.")}
+    assert named | {"resume"} | of_sweeps == leaves
 
 
 # --- a place to work in -------------------------------------------------------------------------
@@ -313,6 +317,9 @@ def run_and_look(
     with monkeypatch.context() as patched:
         patched.setattr(LlamaMLP, "forward", counted)
         patched.setattr(run_module, "open_tracker", recorded)
+        patched.setattr(
+            run_module.Tracker, "artifact", lambda _, *given: settings.update(artifact=given[1])
+        )
         run_module.run(run_config, folder)
 
     def measured(line: dict[str, Any]) -> dict[str, Any]:
@@ -333,5 +340,8 @@ def run_and_look(
         ],
         FILES: sorted(str(path.relative_to(folder)) for path in folder.rglob("*")),
         PASSES: passes[0],
-        TRACKER: {name: settings[name] for name in ("mode", "project", "entity", "group", "tags")},
+        TRACKER: {
+            name: settings.get(name)
+            for name in ("mode", "project", "entity", "group", "tags", "artifact")
+        },
     }

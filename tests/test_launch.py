@@ -8,13 +8,17 @@ import subprocess
 import sys
 import types
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hydra._internal import utils
 
-from dollyllama import config, launch, preflight
+from dollyllama import config, launch, preflight, sweeping
+from dollyllama.files import write_json
+from dollyllama.study.cells import Planned
 
 ROOT = Path(__file__).parents[1]
 HEAVY = ("torch", "transformers", "peft", "datasets", "wandb", "numpy", "pyarrow", "matplotlib")
@@ -101,7 +105,7 @@ REFUSED = {
     "lora.target_modules=[]": "lora.target_modules is empty",
     "optimizer.lr=0": "optimizer.lr must be > 0",
     "data.held_out=0": "data.held_out must be in (0, 1)",
-    "data.sources.sql.weight=0": "data.sources.sql.weight must be > 0",
+    "data.sources.sql.weight=-1": "data.sources.sql.weight must be >= 0",
     "data.sources.sql.max_rows=0": "data.sources.sql.max_rows must be >= 1",
     "trainer.max_steps=5": "exactly one of epochs, max_steps and max_tokens",
     "seed=-1": "seed must be in [0, 2**32)",
@@ -214,16 +218,112 @@ def test_a_sweep_that_cannot_be_composed_starts_nothing(
     assert started == []
 
 
-def test_a_job_that_is_refused_does_not_stop_the_others(
-    launched: Launch, started: list[tuple[config.Run, Path]]
+@pytest.fixture
+def cells(monkeypatch: pytest.MonkeyPatch) -> list[tuple[config.Run, Planned, Path]]:
+    """The cells that were run: nothing is trained, and each is finished at once."""
+    done: list[tuple[config.Run, Planned, Path]] = []
+
+    def record(run: config.Run, planned: Planned, sweep: Path, **_: Any) -> None:
+        done.append((run, planned, sweep))
+        write_json(sweep / planned.folder / "result.json", {"status": "finished", "error": None})
+
+    monkeypatch.setattr(sweeping, "run_cell", record)
+    monkeypatch.setattr(sweeping, "SESSION", sweeping.Session())
+    monkeypatch.setattr(sweeping.Session, "_report", lambda self: None)
+    return done
+
+
+def test_a_job_that_is_refused_does_not_stop_the_others_and_is_told_before_they_run(
+    launched: Launch, cells: list[tuple[config.Run, Planned, Path]]
 ) -> None:
     status, lines = launched("--multirun", "lora.r=8,0,16", "seed=0,1")
     assert status == 2
-    assert [(each.lora.r, each.seed) for each, _ in started] == [(8, 0), (8, 1), (16, 0), (16, 1)]
-    assert lines == [
-        "error: job 2 (lora.r=0 seed=0): lora.r must be at least 1, not 0",
-        "error: job 3 (lora.r=0 seed=1): lora.r must be at least 1, not 0",
+    assert [(each.lora.r, each.seed) for each, *_ in cells] == [(8, 0), (8, 1), (16, 0), (16, 1)]
+    assert lines[:2] == [
+        "error: lora.r=0 seed=0: lora.r must be at least 1, not 0",
+        "error: lora.r=0 seed=1: lora.r must be at least 1, not 0",
     ]
+    assert lines[2].startswith("4 cells in ")
+
+
+def test_a_sweep_is_planned_by_variant_and_seed_in_a_folder_that_its_command_names(
+    launched: Launch,
+    cells: list[tuple[config.Run, Planned, Path]],
+    working_folder: Path,
+) -> None:
+    assert launched("--multirun", "lora.r=16,8", "seed=0,1", "tracking=files")[0] == 0
+    folder = working_folder / "runs/sweeps/multirun-lora.r=16_8"
+    plan = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))
+    assert plan["baseline"] == "lora.r=16"
+    assert plan["seeds"] == [0, 1]
+    assert [(each["variant"], each["seed"]) for each in plan["cells"]] == [
+        ("lora.r=16", 0),
+        ("lora.r=16", 1),
+        ("lora.r=8", 0),
+        ("lora.r=8", 1),
+    ]
+    for (run, planned, sweep), there in zip(cells, plan["cells"], strict=True):
+        assert sweep == folder
+        assert asdict(planned) == there
+        assert f"lora.r={run.lora.r}" == planned.variant
+    launched("--multirun", "lora.r=16,8", "seed=0,1,2", "tracking=wandb")
+    assert cells[-1][2] == folder
+
+
+@pytest.mark.parametrize("flag", ["--dry-run", "mode=plan"])
+def test_a_dry_run_tells_the_plan_and_leaves_nothing_behind(
+    flag: str,
+    launched: Launch,
+    cells: list[tuple[config.Run, Planned, Path]],
+    working_folder: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert launched("--multirun", "lora.r=16,8", "seed=0,1", flag) == (0, [])
+    assert cells == []
+    assert not (working_folder / "runs").exists()
+
+
+#: What makes no sense as a sweep, and what is said of it.
+SENSELESS = {
+    ("seed=0,0",): "seed 0 of baseline is there twice",
+    ("lora.r=16,16",): "is there twice",
+    ("ablation=baseline,contrastive", "sweep.answers_primary=null"): "sweep.answers_primary=",
+    ("ablation=baseline,contrastive", "sweep.answers_primary=exact/sqll"): "is not measured",
+    ("lora.r=0,-1",): "no cell can run: lora.r must be at least 1",
+    ("sweep.relevent=0.1", "seed=0,1"): "did you mean sweep.relevant?",
+    ("evaluation.primary=loss/al", "seed=0,1"): "did you mean loss/all?",
+}
+
+
+@pytest.mark.parametrize("arguments", SENSELESS, ids=" ".join)
+def test_a_sweep_that_makes_no_sense_ends_in_one_line_before_anything_runs(
+    arguments: tuple[str, ...],
+    launched: Launch,
+    cells: list[tuple[config.Run, Planned, Path]],
+) -> None:
+    status, lines = launched("--multirun", *arguments)
+    assert (status, len(lines)) == (2, 1)
+    assert SENSELESS[arguments] in lines[0]
+    assert cells == []
+
+
+def test_a_variant_that_changes_nothing_is_left_out_and_told(
+    launched: Launch, cells: list[tuple[config.Run, Planned, Path]], working_folder: Path
+) -> None:
+    arguments = ("ablation=baseline,no_dropout,rank_8", "lora.dropout=0.0")
+    _, lines = launched("--multirun", *arguments)
+    assert {planned.variant for _, planned, _ in cells} == {"baseline", "rank_8"}
+    assert lines[0] == "left out: no_dropout: the same as baseline: it changes nothing"
+    (plan,) = working_folder.glob("runs/sweeps/*/sweep.json")
+    left_out = json.loads(plan.read_text(encoding="utf-8"))["left_out"]
+    assert left_out == {"no_dropout": "the same as baseline: it changes nothing"}
+
+
+@pytest.mark.parametrize("argument", ["--dry-run", "sweep=tips", "sweep.relevant=0.1"])
+def test_what_is_a_sweeps_is_refused_for_a_single_run(argument: str, launched: Launch) -> None:
+    status, lines = launched(argument)
+    assert (status, len(lines)) == (2, 1)
+    assert "--multirun" in lines[0]
 
 
 def test_a_run_gets_a_folder_that_holds_nothing_of_hydras(
@@ -304,23 +404,56 @@ def test_a_runs_end_decides_status_and_line(
     assert launched("hydra.run.dir=here") == (status, lines)
 
 
-def test_a_diverged_job_does_not_stop_the_others_but_shows_in_the_status(
-    launched: Launch, monkeypatch: pytest.MonkeyPatch, working_folder: Path
+@pytest.mark.parametrize(("ends", "status"), [("failed", 1), ("diverged", 1), ("finished", 0)])
+def test_a_cell_that_fails_does_not_stop_the_others_but_shows_in_the_status(
+    ends: str,
+    status: int,
+    launched: Launch,
+    cells: list[tuple[config.Run, Planned, Path]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    stub_run(monkeypatch, DivergedError("the loss is nan"))
-    status, lines = launched("--multirun", "seed=0,1", "hydra.sweep.dir=sweep")
-    assert status == 1
-    assert len(lines) == 2
-    assert (working_folder / "sweep/1/config.yaml").exists()
+    seeds = []
+
+    def end(run: config.Run, planned: Planned, sweep: Path, **_: Any) -> None:
+        seeds.append(run.seed)
+        how = ends if run.seed == 0 else "finished"
+        write_json(sweep / planned.folder / "result.json", {"status": how, "error": "no reason"})
+
+    monkeypatch.setattr(sweeping, "run_cell", end)
+    assert launched("--multirun", "seed=0,1")[0] == status
+    assert seeds == [0, 1]
+
+
+def test_the_first_cells_that_all_fail_of_one_error_end_the_sweep(
+    launched: Launch,
+    cells: list[tuple[config.Run, Planned, Path]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seeds = []
+
+    def fail(run: config.Run, planned: Planned, sweep: Path, **_: Any) -> None:
+        seeds.append(run.seed)
+        write_json(sweep / planned.folder / "result.json", {"status": "failed", "error": "alike"})
+
+    monkeypatch.setattr(sweeping, "run_cell", fail)
+    assert launched("--multirun", "seed=range(6)", "sweep.fail_fast=2")[0] == 1
+    assert seeds == [0, 1]
+    # They are tried again when the sweep is, and all of them where that is wished.
+    assert launched("--multirun", "seed=range(6)", "sweep.fail_fast=null")[0] == 1
+    assert seeds == [0, 1, *range(6)]
 
 
 def test_an_interrupt_stops_a_sweep(
-    launched: Launch, monkeypatch: pytest.MonkeyPatch, working_folder: Path
+    launched: Launch,
+    cells: list[tuple[config.Run, Planned, Path]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    stub_run(monkeypatch, "interrupted")
-    status, lines = launched("--multirun", "seed=0,1", "hydra.sweep.dir=sweep")
-    assert (status, len(lines)) == (130, 1)
-    assert not (working_folder / "sweep/1").exists()
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sweeping, "run_cell", interrupt)
+    status, lines = launched("--multirun", "seed=0,1")
+    assert (status, lines[-1]) == (130, "interrupted: the same command goes on")
 
 
 # --- resuming -----------------------------------------------------------------------------------

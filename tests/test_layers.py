@@ -33,7 +33,8 @@ LAYERS = [
     ["embedded.pretrain", "preflight", "summary", "training.optimizers", "training.loss"],
     ["training"],
     ["run"],
-    ["launch"],
+    ["study"],
+    ["launch", "sweeping"],
     ["verbs"],
     ["__main__"],
 ]

@@ -1,0 +1,253 @@
+"""One cell of a sweep: its folder, what can be taken from cells that are done, and its run.
+
+A cell's folder is named by its variant, its seed and its fingerprint, so the same command finds it
+again, and another config or other code never meets it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from dollyllama import config
+from dollyllama.explain import one_line
+from dollyllama.files import locked, write_json
+from dollyllama.redact import redact
+from dollyllama.study.identity import fingerprint, training_fingerprint
+from dollyllama.study.isolate import End, Ended, run_isolated
+from dollyllama.tracking import CELL_FILE
+
+LOG_FILE = "log.txt"
+#: Files of a finished cell that another sweep's copy does without: W&B has logged the run already.
+_NOT_COPIED = shutil.ignore_patterns("wandb", "checkpoints", CELL_FILE, ".*")
+#: Statuses that another attempt would only repeat.
+_SETTLED = frozenset({"finished", "diverged"})
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A cell to be: ``training`` is the fingerprint of what decides its adapter alone."""
+
+    folder: str
+    variant: str
+    seed: int
+    fingerprint: str
+    training: str
+    overrides: list[str]
+
+
+def plan_cell(run: config.Run, overrides: Sequence[str]) -> Planned:
+    """Name the cell that a run of a sweep is, told by its overrides (those of the axes)."""
+    key = fingerprint(run)
+    variant = variant_name(overrides)
+    return Planned(
+        folder=f"{slug(variant)}.seed_{run.seed}.{key[:8]}",
+        variant=variant,
+        seed=run.seed,
+        fingerprint=key,
+        training=training_fingerprint(run),
+        overrides=list(overrides),
+    )
+
+
+def variant_name(overrides: Sequence[str]) -> str:
+    """What a variant is called: its ablations by their names, other keys as they were given."""
+    parts = []
+    for override in overrides:
+        key, _, value = override.lstrip("+~").partition("=")
+        if key == "ablation":
+            parts += [name.strip() for name in value.strip("[]").split(",")]
+        elif key != "seed":
+            parts.append(override)
+    changes = [part for part in parts if part != "baseline"]
+    return "+".join(changes) or "baseline"
+
+
+def slug(text: str, longest: int = 80) -> str:
+    """``text`` as part of a folder's name, the same for the same text."""
+    plain = re.sub(r"[^A-Za-z0-9._+=-]+", "_", text).strip("_.") or "cell"
+    if len(plain) <= longest:
+        return plain
+    return f"{plain[: longest - 9]}-{config.fingerprint(text)[:8]}"
+
+
+def status_of(folder: Path) -> tuple[str, str | None]:
+    """Status and error of a cell's ``result.json``: "absent" without one, "damaged" unreadable."""
+    try:
+        values = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        return str(values["status"]), values["error"]
+    except FileNotFoundError:
+        return "absent", None
+    except (OSError, ValueError, KeyError, TypeError):
+        return "damaged", "result.json cannot be read"
+
+
+def run_cell(
+    run: config.Run,
+    planned: Planned,
+    sweep: Path,
+    *,
+    environment: dict[str, str],
+    minutes: float | None,
+) -> tuple[str, str | None]:
+    """Bring a cell to its end in a process of its own, or find that it is there; return its status.
+
+    environment: variables for that process. The result is copied from a finished cell of another
+    sweep, or its adapter taken from one of this sweep that differs in decoding and evaluation
+    alone, where there is one. ValueError when the folder holds something else.
+    """
+    folder = sweep / planned.folder
+    check_own(folder, planned)
+    folder.mkdir(parents=True, exist_ok=True)
+    # Cells of one adapter take turns: the first trains it, the others take it over.
+    turn = sweep / ".training" / planned.training
+    turn.mkdir(parents=True, exist_ok=True)
+    with locked(turn, None):
+        if is_settled(folder):
+            return status_of(folder)
+        about: dict[str, Any] = {**asdict(planned), "trained_by": None, "reused_from": None}
+        if (twin := _finished_twin(folder, planned)) is not None:
+            theirs = json.loads((twin / CELL_FILE).read_text(encoding="utf-8"))
+            about |= {"trained_by": theirs["trained_by"], "reused_from": str(twin)}
+            write_json(folder / CELL_FILE, about)
+            _copy_result(twin, folder)
+            return status_of(folder)
+        trained = _finished_training(folder, planned)
+        about["trained_by"] = trained.name if trained else None
+        write_json(folder / CELL_FILE, about)
+        ended = run_isolated(
+            _run,
+            run,
+            folder,
+            trained,
+            log=folder / LOG_FILE,
+            environment=environment,
+            seconds=None if minutes is None else 60 * minutes,
+        )
+        _record_end(folder, ended, minutes)
+    if status_of(folder)[0] == "finished":
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    return status_of(folder)
+
+
+def is_settled(folder: Path) -> bool:
+    """Whether a cell's folder holds a result that another attempt would only repeat."""
+    return (folder / CELL_FILE).is_file() and status_of(folder)[0] in _SETTLED
+
+
+def _run(run: config.Run, folder: Path, trained: Path | None) -> None:
+    """What happens in the cell's own process."""
+    import torch
+
+    from dollyllama.run import run as run_to_the_end
+
+    if threads := os.environ.get("OMP_NUM_THREADS"):
+        torch.set_num_threads(int(threads))
+    run_to_the_end(run, folder, trained=trained)
+
+
+def check_own(folder: Path, planned: Planned) -> None:
+    """ValueError when a folder of a cell's name holds another cell, or something else."""
+    if not folder.exists() or not any(folder.iterdir()):
+        return
+    try:
+        there = json.loads((folder / CELL_FILE).read_text(encoding="utf-8"))["fingerprint"]
+    except FileNotFoundError:
+        if not (folder / "config.yaml").exists():
+            return  # copied half-way, or killed at its very start
+        there = None
+    except (OSError, ValueError, KeyError, TypeError):
+        there = None
+    if there != planned.fingerprint:
+        raise ValueError(
+            f"{folder} holds another config's result (fingerprint {there}, not "
+            f"{planned.fingerprint}): move it away"
+        )
+
+
+def finished_cells(place: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """The finished cells of a sweep folder with their ``cell.json``, by name."""
+    for file in sorted(place.glob(f"*/{CELL_FILE}")):
+        with suppress(OSError, ValueError):
+            about = json.loads(file.read_text(encoding="utf-8"))
+            if status_of(file.parent)[0] == "finished":
+                yield file.parent, about
+
+
+def _finished_twin(folder: Path, planned: Planned) -> Path | None:
+    """A finished cell of a sweep beside this one that has the same fingerprint."""
+    for sweep in sorted(folder.parent.parent.glob("*/")):
+        if sweep.resolve() == folder.parent.resolve():
+            continue
+        for cell in sorted(sweep.glob(f"*.{planned.fingerprint[:8]}/{CELL_FILE}")):
+            with suppress(OSError, ValueError, KeyError):
+                about = json.loads(cell.read_text(encoding="utf-8"))
+                whole = (cell.parent / "adapter").is_dir()
+                same = about["fingerprint"] == planned.fingerprint
+                if same and whole and status_of(cell.parent)[0] == "finished":
+                    return cell.parent
+    return None
+
+
+def _finished_training(folder: Path, planned: Planned) -> Path | None:
+    """A finished cell of this sweep that trained, by itself, the adapter that this one needs."""
+    for cell, about in finished_cells(folder.parent):
+        own = about.get("training") == planned.training and about.get("trained_by") is None
+        if own and cell != folder and (cell / "adapter").is_dir():
+            return cell
+    return None
+
+
+def _copy_result(twin: Path, folder: Path) -> None:
+    """Copy a finished cell by hard links where the file system has them; ``result.json`` last."""
+    shutil.copytree(
+        twin,
+        folder,
+        copy_function=_link_or_copy,
+        dirs_exist_ok=True,
+        ignore=lambda place, names: {*_NOT_COPIED(place, names), "result.json"} & set(names),
+    )
+    _link_or_copy(str(twin / "result.json"), str(folder / "result.json"))
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    Path(target).unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def _record_end(folder: Path, ended: Ended, minutes: float | None) -> None:
+    """Keep ``result.json`` true where the cell's own process could not write its end."""
+    status, _ = status_of(folder)
+    if ended.end is End.done or (ended.end is End.raised and status not in {"running", "absent"}):
+        return
+    reason = {
+        End.too_long: f"stopped after sweep.cell_minutes={minutes}",
+        End.killed: f"killed by signal {ended.signal}"
+        + (", as when memory runs out" if ended.signal == 9 else ""),
+        End.raised: _last_line(folder / LOG_FILE),
+    }[ended.end]
+    path = folder / "result.json"
+    values: dict[str, Any] = {"metrics": {}, "train": None, "parameters": {}, "seconds": {}}
+    with suppress(OSError, ValueError):
+        values |= json.loads(path.read_text(encoding="utf-8"))
+    write_json(path, values | {"status": "failed", "error": str(redact(reason))})
+
+
+def _last_line(log: Path) -> str:
+    try:
+        lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
+    except OSError:
+        lines = []
+    return one_line(
+        next((line for line in reversed(lines) if line.strip()), "ended without a word")
+    )

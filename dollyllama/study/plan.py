@@ -1,0 +1,223 @@
+"""A sweep before it runs: which cells, what is left out and why, what it may cost."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any, NoReturn
+
+from dollyllama import config
+from dollyllama.files import write_json
+from dollyllama.study.cells import Planned, is_settled, status_of, variant_name
+
+PLAN_FILE = "sweep.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A job of the sweep: the overrides of the axes, and its config or why there is none."""
+
+    overrides: list[str]
+    run: config.Run | None
+    refused: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StudyPlan:
+    """cells: in the order of the sweep. left_out: a variant and the reason, in one line.
+
+    refused: jobs whose config is impossible, and why; the user is to mend them.
+    """
+
+    cells: list[Planned]
+    left_out: dict[str, str]
+    refused: list[tuple[list[str], str]]
+    baseline: str
+    settings: config.Sweep
+    primary: str | None
+    budget: str
+    steps: int | None
+    tracking: config.Tracking
+
+
+def plan_study(jobs: Sequence[tuple[Job, Planned | None]]) -> StudyPlan:
+    """Check a sweep as a whole. The first job that can run is the baseline.
+
+    ValueError in one line for a seed that is given twice, an axis that changes nothing, and an
+    ``answers_primary`` that is not measured.
+    """
+    possible = [(job.overrides, job.run) for job, _ in jobs if job.run is not None]
+    if not possible:
+        _refuse_all([job for job, _ in jobs])
+    overrides, first = possible[0]
+    settings = first.sweep
+    baseline = variant_name(overrides)
+    cells: list[Planned] = []
+    left_out: dict[str, str] = {}
+    refused: list[tuple[list[str], str]] = []
+    by_key: dict[str, Planned] = {}
+    for job, planned in jobs:
+        if planned is None:
+            variant = variant_name(job.overrides)
+            if variant in settings.optional:
+                left_out[variant] = str(job.refused)
+            else:
+                refused.append((job.overrides, str(job.refused)))
+            continue
+        twin = by_key.setdefault(planned.fingerprint, planned)
+        if twin is planned:
+            cells.append(planned)
+        elif twin.variant == planned.variant:
+            raise ValueError(
+                f"seed {planned.seed} of {planned.variant} is there twice: "
+                f"{' '.join(job.overrides)}"
+            )
+        else:
+            left_out[planned.variant] = f"the same as {twin.variant}: it changes nothing"
+    variants = {cell.variant for cell in cells}
+    if len(variants) == 1 and left_out and not refused:
+        raise ValueError(
+            f"nothing is varied: {'; '.join(f'{name} is {why}' for name, why in left_out.items())}"
+        )
+    _check_answers(cells, settings, first, baseline)
+    return StudyPlan(
+        cells=cells,
+        left_out=left_out,
+        refused=refused,
+        baseline=baseline,
+        settings=settings,
+        primary=first.evaluation.primary,
+        budget=budget_of(first.trainer),
+        steps=first.trainer.max_steps,
+        tracking=first.tracking,
+    )
+
+
+def _refuse_all(jobs: Sequence[Job]) -> NoReturn:
+    reasons = Counter(job.refused for job in jobs)
+    reason, count = reasons.most_common(1)[0]
+    raise ValueError(f"no cell can run: {reason}" + (f" ({count} cells)" if count > 1 else ""))
+
+
+def _check_answers(
+    cells: Sequence[Planned], settings: config.Sweep, run: config.Run, baseline: str
+) -> None:
+    """Refuse variants that share the baseline's adapter and have no metric to be judged by."""
+    trained = {cell.training for cell in cells if cell.variant == baseline}
+    answering = [c.variant for c in cells if c.training in trained and c.variant != baseline]
+    if not answering:
+        return
+    if settings.answers_primary is None:
+        raise ValueError(
+            f"{answering[0]} changes the answers alone, not the loss: name the metric that "
+            f"decides, sweep.answers_primary=score/all"
+        )
+    measured = run.measured()
+    if settings.answers_primary not in measured:
+        raise ValueError(
+            f"sweep.answers_primary={settings.answers_primary} is not measured: there are "
+            f"{', '.join(measured)}; evaluation.generate_examples says how many are answered"
+        )
+
+
+def budget_of(trainer: config.Trainer) -> str:
+    """What every cell has in common: "48 steps of 8 rows"."""
+    rows = trainer.batch_size * trainer.accumulation
+    if trainer.max_steps is not None:
+        return f"{trainer.max_steps:,} steps of {rows} rows"
+    if trainer.max_tokens is not None:
+        return f"{trainer.max_tokens:,} training tokens in steps of {rows} rows"
+    return f"{trainer.epochs:g} epochs in steps of {rows} rows"
+
+
+def write_plan(plan: StudyPlan, folder: Path, command: Sequence[str]) -> None:
+    """Write ``sweep.json``, from which the report knows what was asked for."""
+    write_json(
+        folder / PLAN_FILE,
+        {
+            "command": list(command),
+            "baseline": plan.baseline,
+            "seeds": sorted({cell.seed for cell in plan.cells}),
+            "primary": plan.primary,
+            "answers_primary": plan.settings.answers_primary,
+            "relevant": plan.settings.relevant,
+            "tips": plan.settings.tips,
+            "better": plan.settings.better,
+            "factors": plan.settings.factors,
+            "budget": plan.budget,
+            "cells": [asdict(cell) for cell in plan.cells],
+            "left_out": plan.left_out
+            | {variant_name(overrides): reason for overrides, reason in plan.refused},
+        },
+    )
+
+
+def read_plan(folder: Path) -> list[Planned]:
+    """The cells of ``sweep.json``. ValueError when it is missing or damaged."""
+    path = folder / PLAN_FILE
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return [Planned(**cell) for cell in values["cells"]]
+    except FileNotFoundError:
+        raise ValueError(f"{folder} is no sweep folder: it has no {PLAN_FILE}") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
+
+
+def plan_text(plan: StudyPlan, folder: Path, *, at_once: int) -> str:
+    """The plan for the terminal: cells by variant, what is done, and what the rest may take."""
+    done = [cell for cell in plan.cells if is_settled(folder / cell.folder)]
+    rows = [("variant", "seeds", "done", "")]
+    for variant in dict.fromkeys(cell.variant for cell in plan.cells):
+        own = [cell for cell in plan.cells if cell.variant == variant]
+        there = sum(is_settled(folder / cell.folder) for cell in own)
+        note = "baseline" if variant == plan.baseline else ""
+        rows.append((variant, ",".join(str(cell.seed) for cell in own), str(there), note))
+    rows += [(variant, "", "", f"left out: {why}") for variant, why in plan.left_out.items()]
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    lines = [
+        f"{row[0]:{widths[0]}}  {row[1]:{widths[1]}}  {row[2]:>{widths[2]}}  {row[3]}".rstrip()
+        for row in rows
+    ]
+    lines += ["", f"{len(plan.cells)} cells in {folder}, {len(done)} of them done; {plan.budget}"]
+    lines.append(_estimate(plan, folder, at_once))
+    if done:
+        # Not needed to start a sweep, which imports nothing heavy.
+        from dollyllama.study.analyse import analyse
+        from dollyllama.study.power import power_lines
+        from dollyllama.study.records import read_sweep
+
+        variants = {cell.variant for cell in plan.cells}
+        seeds = len({cell.seed for cell in plan.cells})
+        study = analyse(*read_sweep([folder]))
+        lines += power_lines(study, seeds=seeds, comparisons=len(variants) - 1)
+    return "\n".join(lines)
+
+
+def _estimate(plan: StudyPlan, folder: Path, at_once: int) -> str:
+    """Time and memory of the cells that are not done, as the finished ones took them."""
+    left = [cell for cell in plan.cells if not is_settled(folder / cell.folder)]
+    results = [
+        _result(path.parent)
+        for path in sorted(folder.glob("*/result.json"))
+        if status_of(path.parent)[0] == "finished"
+    ]
+    if not left:
+        return "nothing is left to run"
+    if not results:
+        return "time and memory are not known before the first cell is done"
+    seconds = fmean(each["seconds"]["total"] for each in results)
+    memory = max(each["train"]["peak_memory_mib"] for each in results)
+    minutes = seconds * len(left) / at_once / 60
+    return (
+        f"about {max(1, round(minutes))} min for the {len(left)} left, {at_once} at once, as the "
+        f"{len(results)} finished ones took {seconds:.0f} s; peak memory {memory:,.0f} MiB a cell"
+    )
+
+
+def _result(cell: Path) -> dict[str, Any]:
+    return dict(json.loads((cell / "result.json").read_text(encoding="utf-8")))

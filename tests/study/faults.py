@@ -1,0 +1,70 @@
+"""What can become of a cell's process; functions that a fork finds by their names."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+
+def write_result(folder: Path, status: str, error: str | None = None) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "adapter").mkdir(exist_ok=True)
+    (folder / "adapter" / "weights").write_text(f"{os.getpid()}", encoding="utf-8")
+    (folder / "config.yaml").write_text("seed: 0\n", encoding="utf-8")
+    metric = {"name": "loss/all", "value": 0.5, "standard_error": None, "n": 1}
+    values = {"status": status, "error": error, "metrics": {"after": [metric]}}
+    text = json.dumps({**values, "train": None, "parameters": {}, "seconds": {"total": 1.0}})
+    (folder / "result.json").write_text(text, encoding="utf-8")
+
+
+def finish(run: Any, folder: Path, trained: Path | None) -> None:
+    print("it finished")
+    write_result(folder, "finished")
+
+
+def say_environment(variable: str) -> None:
+    print(os.environ.get(variable), file=sys.stdout)
+
+
+def raise_at_once(run: Any, folder: Path, trained: Path | None) -> None:
+    raise ValueError("no such thing")
+
+
+def raise_and_record(run: Any, folder: Path, trained: Path | None) -> None:
+    write_result(folder, "diverged", "Diverged: the loss is nan")
+    raise ValueError("the loss is nan")
+
+
+def eat_memory(run: Any, folder: Path, trained: Path | None) -> None:
+    import resource
+
+    write_result(folder, "running")
+    resource.setrlimit(resource.RLIMIT_AS, (2**33, 2**33))
+    bytearray(2**34)
+
+
+def kill_itself(run: Any, folder: Path, trained: Path | None) -> None:
+    write_result(folder, "running")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def hang(run: Any, folder: Path, trained: Path | None) -> None:
+    write_result(folder, "running")
+    time.sleep(600)
+
+
+def crash(run: Any, folder: Path, trained: Path | None) -> None:
+    import ctypes
+
+    write_result(folder, "running")
+    ctypes.string_at(0)
+
+
+def note_training(run: Any, folder: Path, trained: Path | None) -> None:
+    write_result(folder, "finished")
+    (folder / "trained").write_text(str(trained), encoding="utf-8")
