@@ -214,6 +214,7 @@ def train_ours(
                 epochs=1.0,
                 max_steps=None,
                 max_tokens=None,
+                max_seconds=None,
                 batch_size=arguments.batch_size,
                 accumulation=1,
                 batching=batching,

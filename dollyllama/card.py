@@ -79,10 +79,9 @@ def config_rows(config: dict[str, Any]) -> list[tuple[str, str]]:
     optimizer, schedule, trainer = config["optimizer"], config["schedule"], config["trainer"]
     data, decoding = config["data"], config["decoding"]
     revision = f" at {model['revision']}" if model["revision"] else ""
+    units = {"epochs": "epochs", "max_steps": "steps", "max_tokens": "tokens", "max_seconds": "s"}
     length = next(
-        f"{trainer[key]:g} {unit}"
-        for key, unit in (("epochs", "epochs"), ("max_steps", "steps"), ("max_tokens", "tokens"))
-        if trainer[key] is not None
+        f"{trainer[key]:g} {unit}" for key, unit in units.items() if trainer[key] is not None
     )
     return [
         ("base model", f"{base_name(model['path'])}{revision}, {model['dtype']}"),

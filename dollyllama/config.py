@@ -330,11 +330,16 @@ class Data:
 
 @dataclass(kw_only=True, slots=True)
 class Trainer:
-    """How long and in which batches. Exactly one of epochs, max_steps and max_tokens is set."""
+    """How long and in which batches.
+
+    Exactly one of epochs, max_steps, max_tokens and max_seconds is set; the last is a budget of
+    time, turned into tokens by the speed of a few steps before training.
+    """
 
     epochs: float | None
     max_steps: int | None
     max_tokens: int | None
+    max_seconds: float | None
     batch_size: int
     accumulation: int
     batching: Batching
@@ -351,17 +356,19 @@ class Trainer:
             "epochs": self.epochs,
             "max_steps": self.max_steps,
             "max_tokens": self.max_tokens,
+            "max_seconds": self.max_seconds,
         }
         given = {key: value for key, value in budgets.items() if value is not None}
         _require(
             len(given) == 1,
-            "trainer wants exactly one of epochs, max_steps and max_tokens, not "
+            "trainer wants exactly one of epochs, max_steps, max_tokens and max_seconds, not "
             + (" and ".join(f"{key}={value}" for key, value in given.items()) or "none")
             + ": set the others to null",
         )
         _in_range("trainer.epochs", self.epochs, 0, math.inf, open_low=True)
         _in_range("trainer.max_steps", self.max_steps, 0, math.inf, open_low=False)
         _in_range("trainer.max_tokens", self.max_tokens, 1, math.inf, open_low=False)
+        _in_range("trainer.max_seconds", self.max_seconds, 0, math.inf, open_low=True)
         _in_range("trainer.max_grad_norm", self.max_grad_norm, 0, math.inf, open_low=True)
         for key in ("batch_size", "accumulation", "logging_steps"):
             _in_range(f"trainer.{key}", getattr(self, key), 1, math.inf, open_low=False)

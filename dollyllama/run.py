@@ -410,9 +410,11 @@ def _loss_by_source(
 def _opening(run_config: config.Run, data: PreparedData, result: Result) -> str:
     """What is about to happen, before it takes its time."""
     total = data.manifest["total"]["tokens"]["train"]
-    plan = make_plan(
-        [len(each.ids) for each in data.train], run_config.trainer, seed=run_config.seed
-    )
+    steps = []
+    if run_config.trainer.max_seconds is None:  # only a pilot can tell otherwise
+        lengths = [len(each.ids) for each in data.train]
+        plan = make_plan(lengths, run_config.trainer, seed=run_config.seed)
+        steps = [("steps", f"{plan.steps:,}")]
     trainable, parameters = result.parameters["trainable"], result.parameters["total"]
     return columns(
         [
@@ -426,7 +428,7 @@ def _opening(run_config: config.Run, data: PreparedData, result: Result) -> str:
                 ),
             ),
             ("trainable", f"{trainable:,} of {parameters:,} ({trainable / parameters:.2%})"),
-            ("steps", f"{plan.steps:,}"),
+            *steps,
         ]
     )
 

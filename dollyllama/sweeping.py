@@ -9,11 +9,17 @@ report up to date, both from the folders alone.
 from __future__ import annotations
 
 import json
+import math
+import multiprocessing
 import os
 import re
 import sys
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +35,7 @@ from dollyllama.files import locked
 from dollyllama.study.cells import (
     Planned,
     check_own,
+    finished_cells,
     is_settled,
     plan_cell,
     run_cell,
@@ -49,6 +56,8 @@ from dollyllama.study.plan import (
 SWEEPS = Path("runs/sweeps")
 #: Keys of conf/sweep.yaml that are the study's, not a run's.
 _STUDY_KEYS = ("seeds",)
+#: How often a job that waits for a slot looks for one.
+_SLOT_SECONDS = 0.5
 #: What a sweep's folder is not named by: more seeds or other tracking go on with the same study.
 _UNNAMED = re.compile(r"(hydra|tracking)\b|sweep\.|seeds?$")
 
@@ -111,6 +120,7 @@ class Session:
     def __init__(self) -> None:
         self.dry_run = False
         self.plan: StudyPlan | None = None
+        self.search: Search | None = None
         self.folder: Path | None = None
         self._watch: Any = None
 
@@ -119,7 +129,9 @@ class Session:
 
         self.plan, self.folder = plan, folder
         write_plan(plan, folder, [Path(sys.argv[0]).name, *sys.argv[1:]])
-        self._watch = Watch(folder, plan.cells, steps=plan.steps, report=self._report)
+        self._watch = Watch(
+            folder, plan.cells, steps=plan.steps, primary=plan.primary, report=self._report
+        )
         self._watch.start()
 
     def _report(self) -> None:
@@ -151,6 +163,8 @@ class Session:
 
     def finish(self) -> int:
         """Tell how the sweep ended; the exit status: 2 with refused jobs, 1 with failed ones."""
+        if self.search is not None:
+            return self.search.finish()
         if self.plan is None or self.folder is None or self._watch is None:
             return 0
         self._watch.stop()
@@ -159,6 +173,40 @@ class Session:
         if self.plan.refused:
             return 2
         return int(any(status != "finished" for status in statuses))
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """A sweep whose sweeper (Optuna) proposes cells as it goes, judged by ``primary`` alone."""
+
+    folder: Path
+    primary: str
+
+    def finish(self) -> int:
+        """Report all cells against the best one, and name it; 1 when none finished or one failed.
+
+        A cell that diverged is an answer too: these values are no good.
+        """
+        from dollyllama.study.analyse import direction
+        from dollyllama.study.report import write_report
+
+        found = [
+            (value, about["variant"])
+            for cell, about in finished_cells(self.folder)
+            if (value := _primary(cell, self.primary)) is not None
+        ]
+        if not found:
+            print(f"no cell in {_shown(self.folder)} has finished", file=sys.stderr)
+            return 1
+        value, variant = max(found, key=lambda each: direction(self.primary) * each[0])
+        write_report(self.folder, [self.folder], baseline=variant, primary=self.primary)
+        print(
+            f"the best of {len(found)}: {variant.replace('+', ' ')}: {self.primary} {value:.4f}\n"
+            "The best of many is lucky as well as good: compare it with the recipe over seeds of "
+            f"their own.\n{_shown(self.folder) / 'report.html'}"
+        )
+        statuses = [status_of(file.parent)[0] for file in self.folder.glob("*/result.json")]
+        return int("failed" in statuses)
 
 
 SESSION = Session()
@@ -177,7 +225,8 @@ class StudyCallback(Callback):
     def _plan(self, master: DictConfig) -> None:
         folder = Path(master.hydra.sweep.dir).absolute()
         jobs = list(_jobs(master))
-        if not jobs:  # the sweeper decides as it goes
+        if not jobs:
+            SESSION.search = _search(master, folder)
             return
         plan = plan_study(jobs)
         for cell in plan.cells:
@@ -193,30 +242,88 @@ class StudyCallback(Callback):
         SESSION.start(plan, folder)
 
 
+def _search(master: DictConfig, folder: Path) -> Search:
+    """What is to be known of a search before its first cell.
+
+    ValueError for a dry run, and where the sweeper would look for the worst.
+    """
+    from dollyllama.study.analyse import direction
+
+    if SESSION.dry_run:
+        raise ValueError("a search proposes its cells as it goes: there is no plan to show")
+    primary = master.evaluation.primary
+    if primary is None:
+        raise ValueError("a search needs a metric to judge by: evaluation.primary=loss/all")
+    wanted = "minimize" if direction(primary) < 0 else "maximize"
+    given = OmegaConf.select(master, "hydra.sweeper.direction")
+    if given is not None and str(given).rpartition(".")[2] != wanted:
+        raise ValueError(f"for {primary} it must be hydra.sweeper.direction={wanted}, not {given}")
+    return Search(folder, primary)
+
+
 def run_job(composed: DictConfig, hydra_config: Any) -> float | None:
     """Run the cell that a job of a sweep is; its primary metric, for sweepers that optimise.
 
-    Failures are recorded in the cell's folder, and the other jobs go on.
+    Failures are recorded in the cell's folder, and the other jobs go on; the metric is then None,
+    and infinitely bad of a cell that diverged.
     """
-    folder = Path(hydra_config.sweep.dir).absolute()
+    from dollyllama.study.analyse import direction
+
+    _die_with_launcher()
+    folder = Path(hydra_config.runtime.cwd, hydra_config.sweep.dir)  # a worker may be elsewhere
     overrides = list(hydra_config.overrides.task)
     try:
         run = build(composed)
-        planned = plan_cell(run, overrides)
+        planned = plan_cell(run, _axes(overrides, hydra_config))
     except ValueError as error:
         if not (folder / PLAN_FILE).exists():  # the plan has said so already
             print(f"error: {' '.join(overrides)}: {error}", file=sys.stderr)
         return None
+    cells: list[Planned] = []
     if (folder / PLAN_FILE).exists():
-        known = {cell.fingerprint: cell for cell in read_plan(folder)}
-        found = known.get(planned.fingerprint)
-        if found is None or _hopeless(folder, list(known.values()), run.sweep.fail_fast):
-            return None  # left out, and told so before the first job
+        cells = read_plan(folder)
+        found = next((cell for cell in cells if cell.fingerprint == planned.fingerprint), None)
+        if found is None:  # left out, and told so before the first job; or
+            if any(set(cell.overrides) <= set(overrides) for cell in cells):
+                changed = "code or config has changed since the sweep began: give the command again"
+                print(f"error: {' '.join(overrides)}: {changed}", file=sys.stderr)
+            return None
         planned = found
-    at_once = _at_once_of(hydra_config)
-    with _slot(folder, at_once) as environment:
-        run_cell(run, planned, folder, environment=environment, minutes=run.sweep.cell_minutes)
-    return _primary(folder / planned.folder, run.evaluation.primary)
+    with _slot(folder, _at_once_of(hydra_config)) as environment:
+        if _hopeless(folder, cells, run.sweep.fail_fast):
+            return None
+        status, reason = run_cell(
+            run, planned, folder, environment=environment, minutes=run.sweep.cell_minutes
+        )
+    value = _primary(folder / planned.folder, run.evaluation.primary)
+    if not cells:  # nobody watches over a search
+        result = reason if value is None else f"{run.evaluation.primary} {value:.4f}"
+        print(f"{planned.variant.replace('+', ' ')}: {status}: {result}", file=sys.stderr)
+    if status == "diverged" and run.evaluation.primary is not None:
+        return -math.inf * direction(run.evaluation.primary)  # the worst there is
+    return value
+
+
+def _axes(overrides: Sequence[str], hydra_config: Any) -> list[str]:
+    """The overrides of the sweeper's own axes, where its config names them."""
+    named = hydra_config.sweeper.params
+    return [each for each in overrides if not named or each.partition("=")[0] in named]
+
+
+@cache
+def _die_with_launcher() -> None:
+    """Let a worker of joblib end when who started it has been killed; joblib lets it go on."""
+    parent = multiprocessing.parent_process()
+    if parent is None:  # the launching process itself, or one that Ray or Slurm looks after
+        return
+    launcher = parent.pid
+
+    def watch() -> None:
+        while os.getppid() == launcher:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def build(composed: DictConfig) -> config.Run:
@@ -259,14 +366,8 @@ def _jobs(master: DictConfig) -> Iterator[tuple[Job, Planned | None]]:
                 yield Job(axes, None, refused), None
                 continue
             seed = next((o.partition("=")[2] for o in overrides if o.startswith("seed=")), None)
-            run = run_or_none if seed is None else _with_seed(run_or_none, seed)
+            run = run_or_none if seed is None else replace(run_or_none, seed=int(seed))
             yield Job(axes, run), plan_cell(run, axes)
-
-
-def _with_seed(run: config.Run, seed: str) -> config.Run:
-    values = OmegaConf.structured(run)
-    values.seed = int(seed)
-    return config.build(values)
 
 
 def _hopeless(folder: Path, cells: Sequence[Planned], fail_fast: int | None) -> bool:
@@ -286,39 +387,51 @@ def _hopeless(folder: Path, cells: Sequence[Planned], fail_fast: int | None) -> 
 
 
 def _at_once(master: DictConfig) -> int:
-    return _at_once_of(master.hydra)
+    return max(1, _at_once_of(master.hydra))
 
 
 def _at_once_of(hydra_config: Any) -> int:
-    """How many cells the launcher runs side by side on this machine."""
-    jobs = OmegaConf.select(hydra_config, "launcher.n_jobs") or 1
-    return usable_cores() if jobs < 0 else int(jobs)
+    """How many cells share this machine; 0 where Ray or Slurm shares it out itself."""
+    launcher = str(hydra_config.launcher._target_)
+    if launcher.endswith(".BasicLauncher"):
+        return 1
+    if launcher.endswith("submitit_launcher.LocalLauncher"):
+        return cells_at_once()  # it starts all jobs at once: they wait for a slot
+    jobs = int(OmegaConf.select(hydra_config, "launcher.n_jobs") or 0)
+    return usable_cores() if jobs < 0 else jobs
 
 
 @contextmanager
 def _slot(folder: Path, at_once: int) -> Iterator[dict[str, str]]:
-    """A share of the machine for one cell: threads, and the GPU with the fewest cells."""
-    if at_once == 1:
+    """A share of the machine for one cell: threads, and the GPU with the fewest cells.
+
+    Waits while ``at_once`` cells run; 0 sets no limit.
+    """
+    if at_once == 0:
         yield {}
         return
-    shares = {"OMP_NUM_THREADS": str(max(1, usable_cores() // at_once))}
     count = cuda_device_count()
-    if count == 0:
-        yield shares
-        return
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
     names = visible if visible != [""] else [str(number) for number in range(count)]
-    for number in range(at_once):
-        place = folder / ".slots" / str(number)
-        place.mkdir(parents=True, exist_ok=True)
-        with ExitStack() as held:
-            try:
-                held.enter_context(locked(place, "taken"))
-            except ValueError:
-                continue
-            yield {**shares, "CUDA_VISIBLE_DEVICES": names[number % count]}
+    with ExitStack() as held:
+        number = _take_slot(folder, at_once, held)
+        if at_once == 1:
+            yield {}
             return
-    yield shares
+        shares = {"OMP_NUM_THREADS": str(max(1, usable_cores() // at_once))}
+        yield shares | ({"CUDA_VISIBLE_DEVICES": names[number % count]} if count else {})
+
+
+def _take_slot(folder: Path, at_once: int, held: ExitStack) -> int:
+    """Wait for one of ``at_once`` slots; its number, which ``held`` keeps for this process."""
+    while True:
+        for number in range(at_once):
+            place = folder / ".slots" / str(number)
+            place.mkdir(parents=True, exist_ok=True)
+            with suppress(ValueError):
+                held.enter_context(locked(place, "taken"))
+                return number
+        time.sleep(_SLOT_SECONDS)
 
 
 def _primary(cell: Path, name: str | None) -> float | None:

@@ -103,6 +103,11 @@ EFFECTS = {
         shows_in=ADAPTER,
         under=["trainer.max_steps=null", "trainer.max_tokens=200"],
     ),
+    "trainer.max_seconds": effect(
+        "trainer.max_seconds=3",
+        shows_in=FILES,
+        under=["trainer.max_steps=null", "trainer.max_tokens=200"],
+    ),
     "trainer.batch_size": effect("trainer.batch_size=1", shows_in=ADAPTER),
     "trainer.accumulation": effect("trainer.accumulation=2", shows_in=ADAPTER),
     "trainer.batching": effect("trainer.batching=padded", shows_in=ADAPTER),

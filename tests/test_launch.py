@@ -107,7 +107,7 @@ REFUSED = {
     "data.held_out=0": "data.held_out must be in (0, 1)",
     "data.sources.sql.weight=-1": "data.sources.sql.weight must be >= 0",
     "data.sources.sql.max_rows=0": "data.sources.sql.max_rows must be >= 1",
-    "trainer.max_steps=5": "exactly one of epochs, max_steps and max_tokens",
+    "trainer.max_steps=5": "exactly one of epochs, max_steps, max_tokens and max_seconds",
     "seed=-1": "seed must be in [0, 2**32)",
     "device=cuda": "use device=cpu, or device=auto",
     "optimizer=paged_adamw_8bit": "use one of adamw, adamw_8bit, adafactor, lion_8bit, sgd",
@@ -223,9 +223,10 @@ def cells(monkeypatch: pytest.MonkeyPatch) -> list[tuple[config.Run, Planned, Pa
     """The cells that were run: nothing is trained, and each is finished at once."""
     done: list[tuple[config.Run, Planned, Path]] = []
 
-    def record(run: config.Run, planned: Planned, sweep: Path, **_: Any) -> None:
+    def record(run: config.Run, planned: Planned, sweep: Path, **_: Any) -> tuple[str, None]:
         done.append((run, planned, sweep))
         write_json(sweep / planned.folder / "result.json", {"status": "finished", "error": None})
+        return "finished", None
 
     monkeypatch.setattr(sweeping, "run_cell", record)
     monkeypatch.setattr(sweeping, "SESSION", sweeping.Session())
@@ -414,10 +415,11 @@ def test_a_cell_that_fails_does_not_stop_the_others_but_shows_in_the_status(
 ) -> None:
     seeds = []
 
-    def end(run: config.Run, planned: Planned, sweep: Path, **_: Any) -> None:
+    def end(run: config.Run, planned: Planned, sweep: Path, **_: Any) -> tuple[str, str]:
         seeds.append(run.seed)
         how = ends if run.seed == 0 else "finished"
         write_json(sweep / planned.folder / "result.json", {"status": how, "error": "no reason"})
+        return how, "no reason"
 
     monkeypatch.setattr(sweeping, "run_cell", end)
     assert launched("--multirun", "seed=0,1")[0] == status
@@ -431,9 +433,10 @@ def test_the_first_cells_that_all_fail_of_one_error_end_the_sweep(
 ) -> None:
     seeds = []
 
-    def fail(run: config.Run, planned: Planned, sweep: Path, **_: Any) -> None:
+    def fail(run: config.Run, planned: Planned, sweep: Path, **_: Any) -> tuple[str, str]:
         seeds.append(run.seed)
         write_json(sweep / planned.folder / "result.json", {"status": "failed", "error": "alike"})
+        return "failed", "alike"
 
     monkeypatch.setattr(sweeping, "run_cell", fail)
     assert launched("--multirun", "seed=range(6)", "sweep.fail_fast=2")[0] == 1

@@ -62,6 +62,7 @@ def test_a_finished_run_leaves_the_whole_record(finished: tuple[Path, Result]) -
         "adapter",
         "config.yaml",
         "data.json",
+        "losses.jsonl",
         "metrics.jsonl",
         "provenance.json",
         "rejected.jsonl",

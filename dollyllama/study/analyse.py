@@ -169,8 +169,9 @@ def analyse(plan: Plan, cells: Sequence[Cell]) -> Study:
     """Compare every variant with the baseline, seed by seed and example by example.
 
     See ``compare.paired_effect`` for the effects. P-values of the primary comparisons, one a
-    variant, are corrected together (Holm 1979); exploratory ones are not corrected. Only seeds and
-    examples that both sides have are compared. Nothing is refused: what cannot be compared says so.
+    variant, are corrected together (Holm 1979), in two families: the variants that put a claim to
+    the test, and the others; exploratory ones are not corrected. Only seeds and examples that both
+    sides have are compared. Nothing is refused: what cannot be compared says so.
     """
     groups: dict[str, list[Cell]] = defaultdict(list)
     for cell in sorted(cells, key=lambda each: (each.variant, each.seed, str(each.folder))):
@@ -184,9 +185,16 @@ def analyse(plan: Plan, cells: Sequence[Cell]) -> Study:
         for name in order
     ]
     joint, lacking = _joint(plan, variants, tables)
-    judged = iter(_judged([each.comparison for each in variants if each.comparison is not None]))
+    judged: dict[str, Comparison] = {}
+    for claims in (True, False):
+        family = {
+            each.name: each.comparison
+            for each in variants
+            if each.comparison is not None and (each.tip is not None) is claims
+        }
+        judged |= dict(zip(family, _judged(list(family.values())), strict=True))
     variants = [
-        each if each.comparison is None else _with_verdict(each, next(judged)) for each in variants
+        _with_verdict(each, judged[each.name]) if each.name in judged else each for each in variants
     ]
     return Study(plan, variants, _judged(joint), [*_warnings(plan, variants, base), *lacking])
 

@@ -20,7 +20,7 @@ from dollyllama import config
 from dollyllama.explain import one_line
 from dollyllama.files import locked, write_json
 from dollyllama.redact import redact
-from dollyllama.study.identity import fingerprint, training_fingerprint
+from dollyllama.study.identity import fingerprints
 from dollyllama.study.isolate import End, Ended, run_isolated
 from dollyllama.tracking import CELL_FILE
 
@@ -45,14 +45,14 @@ class Planned:
 
 def plan_cell(run: config.Run, overrides: Sequence[str]) -> Planned:
     """Name the cell that a run of a sweep is, told by its overrides (those of the axes)."""
-    key = fingerprint(run)
+    key, training = fingerprints(run)
     variant = variant_name(overrides)
     return Planned(
         folder=f"{slug(variant)}.seed_{run.seed}.{key[:8]}",
         variant=variant,
         seed=run.seed,
         fingerprint=key,
-        training=training_fingerprint(run),
+        training=training,
         overrides=list(overrides),
     )
 

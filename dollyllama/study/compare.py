@@ -362,53 +362,6 @@ def verdict(
     return Verdict.not_supported if within else Verdict.undecided
 
 
-def verdict_line(
-    effect: Effect,
-    corrected_p: float | None,
-    *,
-    lower_is_better: bool,
-    relevant: float,
-    comparisons: int,
-) -> str:
-    """The verdict with its number, in one line.
-
-    comparisons: how many p-values were corrected together; the smallest detectable effect is what
-    would be found by the strictest of them.
-    """
-    found = verdict(effect, corrected_p, lower_is_better=lower_is_better, relevant=relevant)
-    return f"{found}: {_reason(found, effect, corrected_p, relevant, comparisons)}"
-
-
-def _reason(
-    found: Verdict, effect: Effect, corrected_p: float | None, relevant: float, comparisons: int
-) -> str:
-    if effect.low is None or effect.high is None:
-        few = _count(effect.seeds, "seed")
-        if effect.seeds >= MIN_SEEDS:
-            few = _count(effect.examples, "example")
-        return f"a difference of {effect.value:+.3g}, but {few} cannot tell it from chance"
-    interval = f"{effect.low:+.3g} to {effect.high:+.3g}"
-    within = -relevant <= effect.low and effect.high <= relevant
-    if found in (Verdict.supported, Verdict.contradicted):
-        side = "worse" if found is Verdict.supported else "better"
-        small = f", less than the {relevant:.3g} that matters" if within else ""
-        return (
-            f"{side} without it by {abs(effect.value):.3g} ({interval}, corrected p "
-            f"{corrected_p:.2g}){small}"
-        )
-    if found is Verdict.not_supported:
-        if effect.low == effect.high == 0:
-            return "no difference in any seed or example"
-        return f"no difference that matters: {interval}, within ±{relevant:.3g}"
-    # Nothing was found: what would have been found says what that is worth.
-    smallest = detectable(effect, alpha=ALPHA / comparisons)
-    return f"no difference detected ({interval}); smallest detectable effect {smallest:.3g}"
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
-
-
 def _effect(differences: Array, weights: Array, level: float = 0.95) -> Effect:
     seeds, examples = differences.shape
     if seeds < MIN_SEEDS or examples < MIN_EXAMPLES:

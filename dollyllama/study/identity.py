@@ -41,22 +41,19 @@ _BESIDE = ("tracking", "sweep", "resume")
 _AFTER_TRAINING = ("decoding", "evaluation")
 
 
-def fingerprint(run: config.Run) -> str:
-    """Digest of what decides a run's result (16 hex digits).
+def fingerprints(run: config.Run) -> tuple[str, str]:
+    """Digests of what decides a run's result, and of what decides its adapter (16 hex digits).
 
     The config without tracking, sweep and places; the bytes of base model and data where they are
     local, ids and revisions on the Hub; the code that computes; the libraries' versions; CPU or
-    CUDA. ValueError when model or data are named and are not there.
+    CUDA. For the adapter, less what comes after training: runs of equal ones can share it.
+    ValueError when model or data are named and are not there.
     """
-    return config.fingerprint(_deciding(run))
-
-
-def training_fingerprint(run: config.Run) -> str:
-    """``fingerprint`` of what decides the adapter alone: equal ones can share it."""
     values = _deciding(run)
+    whole = config.fingerprint(values)
     for section in _AFTER_TRAINING:
         del values["config"][section]
-    return config.fingerprint(values)
+    return whole, config.fingerprint(values)
 
 
 def _deciding(run: config.Run) -> dict[str, Any]:
@@ -82,7 +79,7 @@ def _deciding(run: config.Run) -> dict[str, Any]:
             del about["path"], about["file"]
             about["digests"] = _digests(place.local, place)
     del values["data"]["root"]
-    return {"config": values, "code": _code(), "packages": provenance.package_versions()}
+    return {"config": values, "code": _code(), "packages": _packages()}
 
 
 def _weights(folder: Path) -> Any:
@@ -111,6 +108,11 @@ def _stamp(place: Path) -> tuple[tuple[str, int, int], ...]:
         for path in files
         if path.is_file() and (status := path.stat())
     )
+
+
+@cache
+def _packages() -> dict[str, str | None]:
+    return provenance.package_versions()
 
 
 @cache

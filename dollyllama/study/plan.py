@@ -131,6 +131,8 @@ def budget_of(trainer: config.Trainer) -> str:
         return f"{trainer.max_steps:,} steps of {rows} rows"
     if trainer.max_tokens is not None:
         return f"{trainer.max_tokens:,} training tokens in steps of {rows} rows"
+    if trainer.max_seconds is not None:
+        return f"as many steps of {rows} rows as fit into {trainer.max_seconds:g} s"
     return f"{trainer.epochs:g} epochs in steps of {rows} rows"
 
 

@@ -104,8 +104,8 @@ def markdown(study: Study) -> str:
 
 _READING = (
     "Each effect is the variant less the baseline, paired by seed and held-out example, with its "
-    "95 % interval. p is corrected over the study (Holm). Inside the group without a detected "
-    "difference the order is alphabetical: it says nothing."
+    "95 % interval. p is corrected (Holm) over the claims, and over the other variants. Inside the "
+    "group without a detected difference the order is alphabetical: it says nothing."
 )
 
 _TOGETHER = (

@@ -27,7 +27,8 @@ _OPEN = frozenset({"absent", "running"})
 class Watch:
     """Looks at the cells of a sweep until it is stopped.
 
-    steps: how many a cell takes, where that is known. report: called after every cell that ended.
+    steps: how many a cell takes, where that is known. primary: the metric to tell of a cell.
+    report: called after every cell that ended.
     """
 
     def __init__(
@@ -36,11 +37,13 @@ class Watch:
         cells: Sequence[Planned],
         *,
         steps: int | None,
+        primary: str | None,
         report: Callable[[], object],
     ) -> None:
         self._folder = folder
         self._cells = list(cells)
         self._steps = steps
+        self._primary = primary
         self._report = report
         self._began = time.time()
         self._states = {cell.folder: self._state(cell) for cell in cells}
@@ -61,15 +64,19 @@ class Watch:
     def _look(self) -> None:
         console = Console(stderr=True)
         if not console.is_terminal:
-            while not self._over.wait(_SECONDS):
-                self._tell(print_line)
-            self._tell(print_line)
+            self._follow(print_line)
             return
-        with Live(self._table(), console=console, refresh_per_second=2, transient=True) as live:
-            while not self._over.wait(_SECONDS):
-                self._tell(live.console.print)
-                live.update(self._table())
-            self._tell(live.console.print)
+        with Live(self._table(), console=console, auto_refresh=False, transient=True) as live:
+            self._follow(live.console.print, lambda: live.update(self._table(), refresh=True))
+
+    def _follow(
+        self, say: Callable[[str], object], show: Callable[[], object] = lambda: None
+    ) -> None:
+        over = False
+        while not over:
+            over = self._over.wait(_SECONDS)
+            self._tell(say)
+            show()
 
     def _tell(self, say: Callable[[str], object]) -> None:
         """Say which cells have ended since the last look, and renew the report if one has."""
@@ -82,8 +89,8 @@ class Watch:
                 continue
             ended = True
             done = sum(state not in _OPEN for state, _ in self._states.values())
-            line = f"[{done}/{len(self._cells)}] {cell.variant} seed {cell.seed}: {status}"
-            say(line + (f": {error}" if error else ""))
+            found = f": {error}" if error else self._found(cell)
+            say(f"[{done}/{len(self._cells)}] {cell.variant} seed {cell.seed}: {status}{found}")
         if ended:
             try:
                 self._report()
@@ -98,6 +105,19 @@ class Watch:
         if not settled and status != "absent" and path.stat().st_mtime < self._began:
             return "absent", None
         return status, error
+
+    def _found(self, cell: Planned) -> str:
+        """The primary metric of a cell that finished, and how long it took."""
+        try:
+            path = self._folder / cell.folder / "result.json"
+            result = json.loads(path.read_text(encoding="utf-8"))
+            metrics = {each["name"]: each["value"] for each in result["metrics"].get("after", [])}
+            seconds = result["seconds"]["total"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return ""
+        value = metrics.get(self._primary)
+        shown = "" if value is None else f", {self._primary} {value:.4g}"
+        return f"{shown}, {seconds:.0f} s"
 
     def _table(self) -> Table:
         counts = [status for status, _ in self._states.values()]

@@ -7,7 +7,7 @@ from collections import Counter
 
 from dollyllama.evaluation.metric import LENGTHS
 from dollyllama.study.analyse import COSTS, Comparison, Spread, Standing, Study, Variant, direction
-from dollyllama.study.compare import Effect, Verdict
+from dollyllama.study.compare import ALPHA, Effect, Verdict
 from dollyllama.study.records import CellStatus
 
 #: What a cost of ``analyse.COSTS`` is called, its unit, and what to divide by for it.
@@ -26,7 +26,7 @@ GROUP_TITLES: dict[Standing, str] = {
     Standing.worse: "Worse than the baseline",
     Standing.better: "Better than the baseline",
     Standing.different: "Different from the baseline",
-    Standing.no_difference: "No difference detected",
+    Standing.no_difference: "Not told apart from the baseline",
     Standing.unknown: "Without an interval",
 }
 
@@ -110,6 +110,8 @@ def verdict(variant: Variant) -> str:
         return ""
     if variant.tip:
         return str(comparison.verdict)
+    if comparison.verdict is Verdict.undecided and _is_suggestive(comparison):
+        return "not settled"
     return _VERDICT_OF_VARIANT[comparison.verdict]
 
 
@@ -134,9 +136,14 @@ def told(comparison: Comparison, *, start: str = "") -> str:
     if comparison.standing in (Standing.worse, Standing.better, Standing.different):
         side = "higher" if effect.value > 0 else "lower"
         low, high = sorted((abs(effect.low), abs(effect.high)))
-        return (
+        found = (
             f"{start}{metric} is {side} by {size(metric, effect.value, like=effect)} "
             f"({_bare(metric, low, effect)} to {_bare(metric, high, effect)})"
+        )
+        if abs(effect.value) >= comparison.relevant:
+            return found
+        return (
+            f"{found}, less than the {size(metric, comparison.relevant, like=effect)} that matters"
         )
     if _is_nothing(effect):
         return f"no difference in {metric} in any seed or example"
@@ -144,9 +151,19 @@ def told(comparison: Comparison, *, start: str = "") -> str:
         margin = size(metric, comparison.relevant, like=effect)
         return f"no difference that matters: {change(metric, effect)}, within ±{margin}"
     found = f"no difference detected: {change(metric, effect)}"
+    if _is_suggestive(comparison):
+        found = (
+            f"not settled: {change(metric, effect)}, which correction for their number overrules"
+        )
     if comparison.detectable is None:
         return found
     return f"{found}; smallest detectable effect {size(metric, comparison.detectable)}"
+
+
+def _is_suggestive(comparison: Comparison) -> bool:
+    """Whether an effect is told from chance by itself, and not among so many comparisons."""
+    p, corrected = comparison.effect.p if comparison.effect else None, comparison.corrected_p
+    return p is not None and corrected is not None and p < ALPHA <= corrected
 
 
 def counts(study: Study) -> str:

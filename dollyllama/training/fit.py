@@ -27,6 +27,7 @@ from dollyllama.training.interrupt import interruptible
 from dollyllama.training.loop import Diverged, Log, Loop
 from dollyllama.training.loss import supervision
 from dollyllama.training.optimizers import build_optimizer, build_schedule
+from dollyllama.training.pilot import within_seconds
 from dollyllama.training.progress import peak_memory_mib
 
 __all__ = ["Diverged", "FitResult", "fit"]
@@ -79,6 +80,24 @@ def fit(
     waited for at every step, with the next line that is due). ValueError for what settings or
     folder make impossible.
     """
+    if trainer.max_seconds is not None:
+
+        def pilot(trainer: config.Trainer, folder: Path, log: Log) -> FitResult:
+            return fit(
+                model,
+                tokenizer,
+                rows,
+                trainer=trainer,
+                optimizer=optimizer,
+                schedule=schedule,
+                autocast=autocast,
+                seed=seed,
+                folder=folder,
+                log=log,
+                resume=False,
+            )
+
+        trainer = within_seconds(trainer, model, folder, pilot)
     plan = make_plan([len(row.ids) for row in rows], trainer, seed=seed)
     device: torch.device = model.device
     torch_optimizer = build_optimizer(model.parameters(), optimizer)

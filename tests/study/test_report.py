@@ -110,7 +110,12 @@ def test_markdown_and_terminal_tell_the_same(sweep: Path) -> None:
     for text in (markdown(study), terminal_table(study)):
         assert "adapt all linear layers — supported: without it loss/all is higher by 0.2" in text
         assert "the head is tied" in text
-        order = ["Worse than the baseline", "attention_only", "No difference detected", "rank_8"]
+        order = [
+            "Worse than the baseline",
+            "attention_only",
+            "Not told apart from the baseline",
+            "rank_8",
+        ]
         places = [text.index(each, text.index("against the baseline")) for each in order]
         assert places == sorted(places)
     assert "the loss is \\| nan" in markdown(study)

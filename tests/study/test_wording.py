@@ -52,10 +52,13 @@ def test_findings_are_told_with_their_number() -> None:
     down = replace(EFFECT, value=-0.0312, low=-0.037, high=-0.0265)
     better = comparison(down, corrected_p=0.01, verdict=Verdict.contradicted)
     assert wording.told(better) == "loss/all is lower by 0.0312 (0.0265 to 0.0370)"
+    assert wording.told(replace(better, relevant=0.05)) == (
+        "loss/all is lower by 0.0312 (0.0265 to 0.0370), less than the 0.0500 that matters"
+    )
 
 
 def test_no_difference_is_told_with_what_would_have_been_found() -> None:
-    small = replace(EFFECT, value=0.001, low=-0.003, high=0.005)
+    small = replace(EFFECT, value=0.001, low=-0.003, high=0.005, p=0.5)
     undecided = comparison(small, corrected_p=0.6, verdict=Verdict.undecided, detectable=0.0125)
     assert wording.told(undecided) == (
         "no difference detected: +0.0010 (−0.0030 to +0.0050); smallest detectable effect 0.013"
@@ -63,6 +66,14 @@ def test_no_difference_is_told_with_what_would_have_been_found() -> None:
     nothing = comparison(small, corrected_p=0.6, verdict=Verdict.not_supported)
     assert wording.told(nothing) == (
         "no difference that matters: +0.0010 (−0.0030 to +0.0050), within ±0.0100"
+    )
+
+
+def test_an_effect_that_correction_overrules_is_not_called_none() -> None:
+    clear = comparison(EFFECT, corrected_p=0.07, verdict=Verdict.undecided, detectable=0.05)
+    assert wording.told(clear) == (
+        "not settled: +0.0312 (+0.0265 to +0.0370), which correction for their number overrules; "
+        "smallest detectable effect 0.050"
     )
 
 

@@ -71,6 +71,7 @@ def make_trainer(**changes: Any) -> Trainer:
         "epochs": None,
         "max_steps": None,
         "max_tokens": None,
+        "max_seconds": None,
         "batch_size": 2,
         "accumulation": 1,
         "batching": Batching.padded,
@@ -82,7 +83,7 @@ def make_trainer(**changes: Any) -> Trainer:
         "keep_checkpoints": None,
         "profile": False,
     }
-    if not {"epochs", "max_tokens"} & changes.keys():
+    if not {"epochs", "max_tokens", "max_seconds"} & changes.keys():
         values["max_steps"] = 4
     return Trainer(**(values | changes))
 

@@ -439,3 +439,22 @@ def test_logits_are_computed_for_supervised_places_alone(tmp_path: Path) -> None
     )
     run_fit(model, ROWS, tmp_path, batch_size=8, max_steps=1)
     assert shapes == [(1, sum(len(row.ids) - row.masked for row in ROWS), 99)]
+
+
+def test_a_budget_of_seconds_is_one_of_tokens_found_by_a_pilot_that_leaves_no_trace(
+    tmp_path: Path,
+) -> None:
+    first, again, plain = (make_model(dropout=0.1) for _ in range(3))
+    by_time, _ = run_fit(first, ROWS, tmp_path / "one", max_seconds=0.5)
+    budget = json.loads((tmp_path / "one/budget.json").read_text(encoding="utf-8"))
+    assert budget["max_tokens"] == max(1, round(0.5 * budget["tokens_per_second"]))
+    assert names(tmp_path / "one") == ["budget.json"]
+    # The same tokens asked for by their number are the same training, bit for bit.
+    by_number, _ = run_fit(plain, ROWS, tmp_path / "two", max_tokens=budget["max_tokens"])
+    assert by_time.steps == by_number.steps
+    assert equal(trainable(first), trainable(plain))
+    # A run that goes on has the budget that it began with.
+    (tmp_path / "three").mkdir()
+    (tmp_path / "three/budget.json").write_text(json.dumps(budget), encoding="utf-8")
+    run_fit(again, ROWS, tmp_path / "three", max_seconds=0.5)
+    assert equal(trainable(again), trainable(plain))

@@ -1,0 +1,255 @@
+"""The same study under every launcher, searches, and how a machine is shared out."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import psutil
+import pytest
+from omegaconf import OmegaConf
+
+from dollyllama import sweeping
+
+ROOT = Path(__file__).parents[2]
+TINY = (
+    *("trainer.max_steps=2", "tracking=files", "evaluation.generate_examples=0"),
+    "evaluation.loss_examples=8",
+)
+PLUGINS = {
+    "joblib": "hydra_joblib_launcher",
+    "ray": "hydra_ray_launcher",
+    "submitit_local": "hydra_submitit_launcher",
+}
+#: Ray would join a cluster that it knows of, or remembers.
+OWN = {"ray": ("hydra.launcher.ray.init.address=local",)}
+
+
+def installed(plugin: str) -> bool:
+    return find_spec(f"hydra_plugins.{plugin}") is not None
+
+
+def start(folder: Path, *overrides: str, log: Path) -> subprocess.Popen[bytes]:
+    """Launch a sweep into ``folder``, with one thread a cell, and its output to ``log``."""
+    command = [sys.executable, str(ROOT / "sweep.py"), f"hydra.sweep.dir={folder}", *overrides]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HYDRA_FULL_ERROR": "0"}
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            command, cwd=folder.parent, env=environment, stdout=output, stderr=output
+        )
+
+
+def sweep(folder: Path, *overrides: str) -> tuple[int, str]:
+    """Run a sweep to its end: exit status and output."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    log = folder.parent / "log.txt"
+    status = start(folder, *overrides, log=log).wait()
+    return status, log.read_text(encoding="utf-8")
+
+
+def losses(folder: Path) -> dict[str, bytes]:
+    return {file.parent.name: file.read_bytes() for file in folder.glob("*/losses.jsonl")}
+
+
+# --- the machine shared out -----------------------------------------------------------------------
+
+
+def hydra_config(target: str, **launcher: Any) -> Any:
+    return OmegaConf.create({"launcher": {"_target_": f"hydra_plugins.{target}", **launcher}})
+
+
+def test_cells_at_once_are_the_launchers_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweeping, "usable_cores", lambda: 8)
+    monkeypatch.setattr(sweeping, "cuda_device_count", lambda: 0)
+    joblib = "hydra_joblib_launcher.joblib_launcher.JoblibLauncher"
+    found = [
+        sweeping._at_once_of(hydra_config("x.BasicLauncher")),
+        sweeping._at_once_of(hydra_config(joblib, n_jobs=3)),
+        sweeping._at_once_of(hydra_config(joblib, n_jobs=-1)),
+        sweeping._at_once_of(hydra_config("x.submitit_launcher.LocalLauncher")),
+        sweeping._at_once_of(hydra_config("x.submitit_launcher.SlurmLauncher")),
+        sweeping._at_once_of(hydra_config("x.ray_launcher.RayLauncher", ray={"init": {}})),
+    ]
+    assert found == [1, 3, 8, 8, 0, 0]
+
+
+def test_threads_and_gpus_are_shared_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweeping, "usable_cores", lambda: 8)
+    monkeypatch.setattr(sweeping, "cuda_device_count", lambda: 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
+    with ExitStack() as held:
+        taken = [held.enter_context(sweeping._slot(tmp_path, 4)) for _ in range(4)]
+    assert [each["CUDA_VISIBLE_DEVICES"] for each in taken] == ["5", "7", "5", "7"]
+    assert {each["OMP_NUM_THREADS"] for each in taken} == {"2"}
+
+
+def test_a_job_waits_for_a_slot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweeping, "cuda_device_count", lambda: 0)
+    first = ExitStack()
+    first.enter_context(sweeping._slot(tmp_path, 1))
+    waited = []
+
+    def free_it(seconds: float) -> None:
+        waited.append(seconds)
+        first.close()
+
+    monkeypatch.setattr(sweeping, "time", SimpleNamespace(sleep=free_it))
+    with sweeping._slot(tmp_path, 1):
+        assert len(waited) == 1
+
+
+def test_a_scheduler_shares_out_by_itself(tmp_path: Path) -> None:
+    with ExitStack() as held:
+        shares = [held.enter_context(sweeping._slot(tmp_path, 0)) for _ in range(3)]
+    assert shares == [{}, {}, {}]
+
+
+def _watch_over_launcher() -> None:
+    sweeping._die_with_launcher()
+    time.sleep(600)
+
+
+def _launch_and_die(pid: Any) -> None:
+    worker = multiprocessing.get_context("spawn").Process(target=_watch_over_launcher)
+    worker.start()
+    pid.value = worker.pid
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_worker_ends_with_a_launcher_that_is_killed() -> None:
+    context = multiprocessing.get_context("spawn")
+    pid = context.Value("i", 0)
+    launcher = context.Process(target=_launch_and_die, args=(pid,))
+    launcher.start()
+    launcher.join()
+    assert pid.value
+    try:
+        worker = psutil.Process(pid.value)
+    except psutil.NoSuchProcess:
+        return
+    assert psutil.wait_procs([worker], timeout=60)[1] == []
+
+
+# --- launchers ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def one_after_the_other(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("basic") / "sweep"
+    axes = ("ablation=baseline,rank_8", "seeds=1", "hydra/launcher=basic")
+    assert sweep(folder, *axes, *TINY)[0] == 0
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", PLUGINS)
+def test_every_launcher_gives_the_same_results(
+    launcher: str, one_after_the_other: Path, tmp_path: Path
+) -> None:
+    if not installed(PLUGINS[launcher]):
+        pytest.skip(f"{PLUGINS[launcher]} is not installed: docs/launchers.md tells how")
+    folder = tmp_path / "sweeps" / "one"
+    axes = ("ablation=baseline,rank_8", "seeds=1", f"hydra/launcher={launcher}")
+    axes += OWN.get(launcher, ())
+    status, output = sweep(folder, *axes, *TINY)
+    assert status == 0, output
+    assert "[2/2]" in output  # the launching process tells the progress
+    assert len(losses(folder)) == 2
+    assert losses(folder) == losses(one_after_the_other)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["joblib", "ray"])
+def test_nothing_goes_on_when_the_launching_process_is_killed(
+    launcher: str, tmp_path: Path
+) -> None:
+    if not installed(PLUGINS[launcher]):
+        pytest.skip(f"{PLUGINS[launcher]} is not installed: docs/launchers.md tells how")
+    folder = tmp_path / "sweep"
+    axes = ("ablation=baseline,rank_8", "seeds=1", f"hydra/launcher={launcher}")
+    axes += OWN.get(launcher, ())
+    long = ("trainer.max_steps=4000", "trainer.logging_steps=1")
+    process = start(folder, *axes, *TINY, *long, log=tmp_path / "log.txt")
+    while not any(file.stat().st_size for file in folder.glob("*/metrics.jsonl")):
+        assert process.poll() is None, (tmp_path / "log.txt").read_text(encoding="utf-8")
+        time.sleep(0.1)
+    # Ray renames its processes; what computes is a fork of the fork server.
+    family = psutil.Process(process.pid).children(recursive=True)
+    cells = [each for each in family if "forkserver" in " ".join(each.cmdline())]
+    assert cells
+    process.kill()
+    process.wait()
+    assert psutil.wait_procs(cells, timeout=60)[1] == []
+
+
+# --- searches -------------------------------------------------------------------------------------
+
+needs_optuna = pytest.mark.skipif(
+    not installed("hydra_optuna_sweeper"), reason="hydra-optuna-sweeper is not installed"
+)
+#: Learning rates of which some make a run diverge.
+WIDE = (
+    *("sweep=search", "hydra.sweeper.n_jobs=1", "hydra/launcher=basic"),
+    *("hydra.sweeper.sampler.n_startup_trials=2", "optimizer.lr=tag(log,interval(1e-3,1e5))"),
+)
+
+
+@pytest.mark.slow
+@needs_optuna
+def test_a_search_goes_on_and_names_its_best(tmp_path: Path) -> None:
+    whole, partial = tmp_path / "whole" / "search", tmp_path / "partial" / "search"
+    status, output = sweep(whole, *WIDE, "hydra.sweeper.n_trials=4", *TINY)
+    assert status == 0, output
+    results = {
+        file.parent.name: json.loads(file.read_text(encoding="utf-8"))
+        for file in whole.glob("*/result.json")
+    }
+    assert len(results) == 4
+    assert {each["status"] for each in results.values()} == {"finished", "diverged"}
+    values = {
+        name: each["metrics"]["after"][0]["value"]
+        for name, each in results.items()
+        if each["status"] == "finished"
+    }
+    best = min(values, key=lambda name: values[name])
+    rate = best.partition("+")[0]
+    assert f"the best of {len(values)}: {rate} " in output
+    assert rate in (whole / "report.md").read_text(encoding="utf-8")
+    # The same proposals again: what is there is taken, what is not is run.
+    assert sweep(partial, *WIDE, "hydra.sweeper.n_trials=2", *TINY)[0] == 0
+    assert len(losses(partial)) >= 1
+    began = {file: file.stat().st_mtime_ns for file in partial.glob("*/result.json")}
+    assert len(began) == 2
+    assert sweep(partial, *WIDE, "hydra.sweeper.n_trials=4", *TINY)[0] == 0
+    assert {file: file.stat().st_mtime_ns for file in began} == began
+    assert losses(partial) == losses(whole)
+
+
+@needs_optuna
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("--dry-run",), "there is no plan to show"),
+        (("evaluation.primary=null",), "a search needs a metric to judge by"),
+        (("evaluation.primary=score/all",), "hydra.sweeper.direction=maximize"),
+    ],
+)
+def test_a_search_is_checked_before_its_first_cell(
+    overrides: tuple[str, ...], message: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "sweeps" / "search"
+    status, output = sweep(folder, "sweep=search", *overrides)
+    assert status == 2
+    assert message in output
+    assert output.count("\n") == 1
+    assert not folder.exists()
