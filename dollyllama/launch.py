@@ -38,6 +38,14 @@ FAILED, MENDABLE, INTERRUPTED = 1, 2, 130
 _EXPECTED = (ValueError, OSError, HydraException, OmegaConfBaseException, YAMLError)
 
 
+#: What Hydra's launchers and sweepers that do not come along are installed by.
+_PLUGINS = {
+    "optuna": "pip install -e '.[optuna]'",
+    "submitit": "pip install -e '.[submitit]'",
+    "ray": "docs/launchers.md says how to install it",
+}
+
+
 #: What ``--help`` prints. Hydra's own takes longer to list the groups than all the rest takes.
 _HELP = """\
 Train a QLoRA adapter: python train.py [GROUP=OPTION ...] [SECTION.KEY=VALUE ...]
@@ -112,10 +120,12 @@ def _prepare_sweep(sweeps: bool) -> None:
             if _overridden_key(argument).partition(".")[0] == "sweep":
                 raise ValueError(f"{argument} has no effect on a single run: add --multirun")
         return
-    if not any(_overridden_key(argument) == "hydra.sweep.dir" for argument in sys.argv[1:]):
+    if not any(argument.startswith("hydra.sweep.dir=") for argument in sys.argv[1:]):
         choice = "tips" if Path(sys.argv[0]).stem == "sweep" else "multirun"
         folder = sweeping.default_folder(sys.argv[1:], choice)
-        sys.argv.append(f"hydra.sweep.dir='{folder}'")
+        # Beside the other overrides: Hydra's parser takes them from one place among the flags.
+        given = [number for number, each in enumerate(sys.argv) if "=" in each and each[0] != "-"]
+        sys.argv.insert(min(given, default=len(sys.argv)), f"hydra.sweep.dir='{folder}'")
 
 
 @contextmanager
@@ -220,6 +230,8 @@ def describe(error: BaseException) -> str:
         return _describe_override(error)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, option = error.missing_cfg_file.rpartition("/")
+        if (extra := _PLUGINS.get(option.partition("_")[0])) and group.startswith("hydra/"):
+            return f"{group}={option} needs a plugin: {extra}"
         return explain_option(group, option, error.options)
     if isinstance(error, MarkedYAMLError) and error.problem_mark is not None:
         mark = error.problem_mark

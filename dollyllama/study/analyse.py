@@ -525,6 +525,7 @@ def _warnings(plan: Plan, variants: list[Variant], base: _Tables) -> list[str]:
         *_same_fingerprints(cells),
         *_mixed(cells, "code", lambda about: str(about["code"]["digest"])[:8]),
         *_mixed(cells, "device", lambda about: about["device"]["name"]),
+        *_mixed(cells, "threads", lambda about: about["device"]["threads"]),
         *_mixed(cells, "machine", lambda about: _machine(about["machine"])),
         *_mixed(cells, "Python", lambda about: about["python"]),
         *_mixed(cells, "base model", lambda about: _weights_of(about["base_model"])),
