@@ -77,13 +77,16 @@ def main(arguments: Sequence[str]) -> int:
     from dollyllama.data.prepare import prepare as prepare_data
     from dollyllama.evaluation.table import compare_table
     from dollyllama.files import write_json, write_json_lines
-    from dollyllama.run import measure, restore
+    from dollyllama.run import measure, restore, restore_merged
 
     damaged: list[Damaged] = []
     rejected: list[Rejected] = []
-    if given.file is not None:
+    if given.file is not None:  # before the model is loaded, for its errors to come at once
         examples, rejected, damaged = _read_file(run_config, given.file)
-        model, tokenizer = restore(run_config, given.run)
+    model, tokenizer = restore(run_config, given.run)
+    if run_config.evaluation.merged:
+        model = restore_merged(run_config, given.run, tokenizer)
+    if given.file is not None:
         held_out, too_long = _encode(run_config, model, tokenizer, examples, given.file)
         rejected += too_long
         if len(held_out) < _FEW:
@@ -93,7 +96,6 @@ def main(arguments: Sequence[str]) -> int:
                 file=sys.stderr,
             )
     else:
-        model, tokenizer = restore(run_config, given.run)
         with stage_bar("data") as progress:
             data = prepare_data(run_config.data, tokenizer, seed=run_config.seed, progress=progress)
         held_out = data.held_out

@@ -42,6 +42,28 @@ def test_held_out_data_is_measured_and_kept(
     assert record["evaluation"]["generate_examples"] == 2
 
 
+def test_the_merged_model_is_what_is_measured_where_asked_for(
+    small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dollyllama import run
+
+    measured, merged = [], []
+    measure, restore_merged = run.measure, run.restore_merged
+    monkeypatch.setattr(
+        run, "restore_merged", lambda *given: merged.append(restore_merged(*given)) or merged[-1]
+    )
+    monkeypatch.setattr(
+        run,
+        "measure",
+        lambda config, model, *rest: measured.append(model) or measure(config, model, *rest),
+    )
+    only = [*MEASURED, "evaluation.generate_examples=0", "evaluation.merged=true"]
+    assert main(["evaluate", str(small_run), *only, "--output", str(tmp_path / "out")]) == 0
+    assert measured == merged
+    assert len(merged) == 1
+    assert not hasattr(merged[0], "peft_config")
+
+
 def test_without_an_output_the_record_is_in_the_run_folder(small_run: Path) -> None:
     assert main(["evaluate", str(small_run), "evaluation=loss_only"]) == 0
     (made,) = (small_run / "evaluations").iterdir()
