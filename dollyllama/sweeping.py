@@ -17,9 +17,9 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,6 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from dollyllama import config
-from dollyllama.device import cuda_device_count
 from dollyllama.files import locked
 from dollyllama.study.cells import (
     Planned,
@@ -42,6 +41,7 @@ from dollyllama.study.cells import (
     slug,
     status_of,
 )
+from dollyllama.study.design import fractional_factorial
 from dollyllama.study.plan import (
     PLAN_FILE,
     Job,
@@ -51,50 +51,14 @@ from dollyllama.study.plan import (
     read_plan,
     write_plan,
 )
+from dollyllama.study.slots import cells_at_once, slot, usable_cores
 
 #: Where sweeps go unless ``hydra.sweep.dir`` says otherwise.
 SWEEPS = Path("runs/sweeps")
 #: Keys of conf/sweep.yaml that are the study's, not a run's.
 _STUDY_KEYS = ("seeds",)
-#: How often a job that waits for a slot looks for one.
-_SLOT_SECONDS = 0.5
 #: What a sweep's folder is not named by: more seeds or other tracking go on with the same study.
 _UNNAMED = re.compile(r"(hydra|tracking)\b|sweep\.|seeds?$")
-
-
-def usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-
-
-def cells_at_once() -> int:
-    """As many as there are GPUs, or else cores: small models gain little from a second thread."""
-    return cuda_device_count() or usable_cores()
-
-
-#: Generators of two-level designs of resolution V or more by their number of factors (Box, Hunter
-#: & Hunter 2005, Statistics for Experimenters, table 6.22); with fewer factors all combinations.
-_GENERATORS = {5: "a b c d abcd", 6: "a b c d e abcde", 7: "a b c d e f abcdef",
-               8: "a b c d e f abcd abef"}  # fmt: skip
-
-
-def fractional_factorial(factors: Sequence[str]) -> str:
-    """A two-level design for these ablations, as an axis of lists of them, the baseline first.
-
-    In it main effects and interactions of two factors stand apart from each other. ValueError for
-    one factor, or more than eight.
-    """
-    from pyDOE3 import fracfact, fullfact
-
-    names = list(factors)
-    if not 2 <= len(names) <= max(_GENERATORS):
-        raise ValueError(f"sweep.factors: a design is for 2 to {max(_GENERATORS)} of them")
-    generators = _GENERATORS.get(len(names))
-    design = fracfact(generators) if generators else 2 * fullfact([2] * len(names)) - 1
-    chosen = [[name for name, sign in zip(names, row, strict=True) if sign > 0] for row in design]
-    if [] not in chosen:  # the mirrored design holds the baseline, and is as good
-        chosen = [[name for name in names if name not in row] for row in chosen]
-    chosen.sort(key=lambda row: (len(row), row))
-    return ",".join(f"[{','.join(row or ['baseline'])}]" for row in chosen)
 
 
 OmegaConf.register_new_resolver("cells_at_once", cells_at_once, replace=True)
@@ -105,8 +69,8 @@ def default_folder(arguments: Sequence[str], choice: str) -> Path:
     """The folder of a sweep by its command line, so that the same command finds it again."""
     overrides = [each for each in arguments if "=" in each and not each.startswith("-")]
     named = []
-    for override in overrides:
-        key, _, value = override.partition("=")
+    for override in sorted(overrides):
+        key, _, value = override.lstrip("+~").partition("=")
         if key == "sweep":
             choice = value
         elif not _UNNAMED.match(key):
@@ -123,10 +87,21 @@ class Session:
         self.search: Search | None = None
         self.folder: Path | None = None
         self._watch: Any = None
+        self._held = ExitStack()
 
     def start(self, plan: StudyPlan, folder: Path) -> None:
+        """Take the folder for this sweep, write its plan and watch its cells.
+
+        ValueError when another sweep runs there.
+        """
         from dollyllama.study.watch import Watch
 
+        place = folder / ".sweep"
+        place.mkdir(parents=True, exist_ok=True)
+        busy = (
+            f"another sweep runs in {_shown(folder)}: wait for it, or give hydra.sweep.dir=FOLDER"
+        )
+        self._held.enter_context(locked(place, busy))
         self.plan, self.folder = plan, folder
         write_plan(plan, folder, [Path(sys.argv[0]).name, *sys.argv[1:]])
         self._watch = Watch(
@@ -219,18 +194,28 @@ class StudyCallback(Callback):
         # Hydra turns an Exception of a callback into a warning, and lets SystemExit pass.
         from dollyllama import launch
 
-        with launch.reported_to_user():
-            self._plan(config)
+        try:
+            with launch.reported_to_user():
+                self._plan(config)
+        except Exception as error:  # or the jobs would be run without a plan
+            print(f"error: no plan: {type(error).__name__}: {error}", file=sys.stderr)
+            raise SystemExit(launch.FAILED) from error
 
     def _plan(self, master: DictConfig) -> None:
         folder = Path(master.hydra.sweep.dir).absolute()
-        jobs = list(_jobs(master))
-        if not jobs:
+        if not str(master.hydra.sweeper._target_).endswith(".BasicSweeper"):
             SESSION.search = _search(master, folder)
             return
-        plan = plan_study(jobs)
+        plan = plan_study(list(_jobs(master)))
         for cell in plan.cells:
             check_own(folder / cell.folder, cell)
+        planned = {cell.folder for cell in plan.cells}
+        if others := [cell for cell, _ in finished_cells(folder) if cell.name not in planned]:
+            print(
+                f"not in this plan, and left as they are: {len(others)} finished cells in "
+                f"{_shown(folder)}",
+                file=sys.stderr,
+            )
         at_once = _at_once(master)
         if SESSION.dry_run:
             print(plan_text(plan, _shown(folder), at_once=at_once))
@@ -289,12 +274,17 @@ def run_job(composed: DictConfig, hydra_config: Any) -> float | None:
                 print(f"error: {' '.join(overrides)}: {changed}", file=sys.stderr)
             return None
         planned = found
-    with _slot(folder, _at_once_of(hydra_config)) as environment:
-        if _hopeless(folder, cells, run.sweep.fail_fast):
-            return None
-        status, reason = run_cell(
-            run, planned, folder, environment=environment, minutes=run.sweep.cell_minutes
-        )
+    hopeless = partial(_hopeless, folder, cells, run.sweep.fail_fast)
+    if hopeless():
+        return None
+    status, reason = run_cell(
+        run,
+        planned,
+        folder,
+        share=partial(slot, folder, _at_once_of(hydra_config)),
+        hopeless=hopeless,
+        minutes=run.sweep.cell_minutes,
+    )
     value = _primary(folder / planned.folder, run.evaluation.primary)
     if not cells:  # nobody watches over a search
         result = reason if value is None else f"{run.evaluation.primary} {value:.4f}"
@@ -334,18 +324,16 @@ def build(composed: DictConfig) -> config.Run:
 
 
 def _jobs(master: DictConfig) -> Iterator[tuple[Job, Planned | None]]:
-    """Every job that Hydra's own sweeper will make, composed and checked; none for other sweepers.
+    """Every job that Hydra's own sweeper will make, composed and checked.
 
     Seeds share one composition.
     """
     from dollyllama import launch, preflight
 
-    sweeper = master.hydra.sweeper
-    if not str(sweeper._target_).endswith(".BasicSweeper"):
-        return
-    lines = [f"{key}={value}" for key, value in (sweeper.params or {}).items()]
+    lines = [f"{key}={value}" for key, value in (master.hydra.sweeper.params or {}).items()]
     parser = OverridesParser.create()
     parsed = parser.parse_overrides([*lines, *master.hydra.overrides.task])
+    _check_seeds(master, {each.get_key_element() for each in parsed})
     swept = {each.get_key_element() for each in parsed if each.is_sweep_override()} | {"ablation"}
     composed: dict[tuple[str, ...], tuple[config.Run | None, str | None]] = {}
     for batch in BasicSweeper.split_arguments(parsed, None):
@@ -368,6 +356,17 @@ def _jobs(master: DictConfig) -> Iterator[tuple[Job, Planned | None]]:
             seed = next((o.partition("=")[2] for o in overrides if o.startswith("seed=")), None)
             run = run_or_none if seed is None else replace(run_or_none, seed=int(seed))
             yield Job(axes, run), plan_cell(run, axes)
+
+
+def _check_seeds(master: DictConfig, given: set[str]) -> None:
+    """Refuse a number of seeds that is none, or that no axis uses."""
+    seeds = master.get("seeds", 1)
+    if seeds < 1:
+        raise ValueError(f"seeds must be at least 1, not {seeds}")
+    if "seeds" in given and "seed" not in given:
+        raise ValueError(
+            f"seeds={seeds} has no effect with axes of your own: give seed=range({seeds})"
+        )
 
 
 def _hopeless(folder: Path, cells: Sequence[Planned], fail_fast: int | None) -> bool:
@@ -398,40 +397,7 @@ def _at_once_of(hydra_config: Any) -> int:
     if launcher.endswith("submitit_launcher.LocalLauncher"):
         return cells_at_once()  # it starts all jobs at once: they wait for a slot
     jobs = int(OmegaConf.select(hydra_config, "launcher.n_jobs") or 0)
-    return usable_cores() if jobs < 0 else jobs
-
-
-@contextmanager
-def _slot(folder: Path, at_once: int) -> Iterator[dict[str, str]]:
-    """A share of the machine for one cell: threads, and the GPU with the fewest cells.
-
-    Waits while ``at_once`` cells run; 0 sets no limit.
-    """
-    if at_once == 0:
-        yield {}
-        return
-    count = cuda_device_count()
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-    names = visible if visible != [""] else [str(number) for number in range(count)]
-    with ExitStack() as held:
-        number = _take_slot(folder, at_once, held)
-        if at_once == 1:
-            yield {}
-            return
-        shares = {"OMP_NUM_THREADS": str(max(1, usable_cores() // at_once))}
-        yield shares | ({"CUDA_VISIBLE_DEVICES": names[number % count]} if count else {})
-
-
-def _take_slot(folder: Path, at_once: int, held: ExitStack) -> int:
-    """Wait for one of ``at_once`` slots; its number, which ``held`` keeps for this process."""
-    while True:
-        for number in range(at_once):
-            place = folder / ".slots" / str(number)
-            place.mkdir(parents=True, exist_ok=True)
-            with suppress(ValueError):
-                held.enter_context(locked(place, "taken"))
-                return number
-        time.sleep(_SLOT_SECONDS)
+    return max(1, usable_cores() + 1 + jobs) if jobs < 0 else jobs  # as joblib counts
 
 
 def _primary(cell: Path, name: str | None) -> float | None:
@@ -439,7 +405,7 @@ def _primary(cell: Path, name: str | None) -> float | None:
     try:
         metrics = json.loads((cell / "result.json").read_text(encoding="utf-8"))["metrics"]
         return next(float(each["value"]) for each in metrics["after"] if each["name"] == name)
-    except (OSError, ValueError, KeyError, StopIteration):
+    except (OSError, ValueError, KeyError, TypeError, StopIteration):
         return None
 
 

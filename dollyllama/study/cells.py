@@ -10,15 +10,15 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from dollyllama import config
 from dollyllama.explain import one_line
-from dollyllama.files import locked, write_json
+from dollyllama.files import locked, read_json_lines, write_json
 from dollyllama.redact import redact
 from dollyllama.study.identity import fingerprints
 from dollyllama.study.isolate import End, Ended, run_isolated
@@ -27,8 +27,6 @@ from dollyllama.tracking import CELL_FILE
 LOG_FILE = "log.txt"
 #: Files of a finished cell that another sweep's copy does without: W&B has logged the run already.
 _NOT_COPIED = shutil.ignore_patterns("wandb", "checkpoints", CELL_FILE, ".*")
-#: Statuses that another attempt would only repeat.
-_SETTLED = frozenset({"finished", "diverged"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,22 +92,22 @@ def run_cell(
     planned: Planned,
     sweep: Path,
     *,
-    environment: dict[str, str],
+    share: Callable[[], AbstractContextManager[dict[str, str]]],
+    hopeless: Callable[[], bool] = lambda: False,
     minutes: float | None,
 ) -> tuple[str, str | None]:
     """Bring a cell to its end in a process of its own, or find that it is there; return its status.
 
-    environment: variables for that process. The result is copied from a finished cell of another
-    sweep, or its adapter taken from one of this sweep that differs in decoding and evaluation
-    alone, where there is one. ValueError when the folder holds something else.
+    The result is copied from a finished cell of another sweep, or its adapter taken from one of
+    this sweep that differs in decoding and evaluation alone, where there is one. share: waits for
+    the cell's share of the machine, and gives variables for its process. hopeless: asked before
+    that begins; True leaves the cell as it is. ValueError when the folder holds something else.
     """
     folder = sweep / planned.folder
     check_own(folder, planned)
     folder.mkdir(parents=True, exist_ok=True)
-    # Cells of one adapter take turns: the first trains it, the others take it over.
-    turn = sweep / ".training" / planned.training
-    turn.mkdir(parents=True, exist_ok=True)
-    with locked(turn, None):
+    with ExitStack() as held:
+        held.enter_context(locked(_lock(sweep, planned.folder), None))
         if is_settled(folder):
             return status_of(folder)
         about: dict[str, Any] = {**asdict(planned), "trained_by": None, "reused_from": None}
@@ -119,27 +117,66 @@ def run_cell(
             write_json(folder / CELL_FILE, about)
             _copy_result(twin, folder)
             return status_of(folder)
-        trained = _finished_training(folder, planned)
-        about["trained_by"] = trained.name if trained else None
-        write_json(folder / CELL_FILE, about)
-        ended = run_isolated(
-            _run,
-            run,
-            folder,
-            trained,
-            log=folder / LOG_FILE,
-            environment=environment,
-            seconds=None if minutes is None else 60 * minutes,
-        )
-        _record_end(folder, ended, minutes)
+        # Cells of one adapter: the first trains it while the others wait, then all take it over.
+        with ExitStack() as turn:
+            if (trained := _finished_training(folder, planned)) is None:
+                turn.enter_context(locked(_lock(sweep, planned.training), None))
+                if (trained := _finished_training(folder, planned)) is not None:
+                    turn.close()
+            environment = held.enter_context(share())
+            if hopeless():
+                return status_of(folder)
+            _clear(folder)
+            about["trained_by"] = trained.name if trained else None
+            write_json(folder / CELL_FILE, about)
+            ended = run_isolated(
+                _run,
+                run,
+                folder,
+                trained,
+                log=folder / LOG_FILE,
+                environment=environment,
+                seconds=None if minutes is None else 60 * minutes,
+            )
+            _record_end(folder, ended, minutes)
     if status_of(folder)[0] == "finished":
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return status_of(folder)
 
 
+def _lock(sweep: Path, name: str) -> Path:
+    """A folder of the sweep to be locked under a name."""
+    place = sweep / ".locks" / name
+    place.mkdir(parents=True, exist_ok=True)
+    return place
+
+
 def is_settled(folder: Path) -> bool:
     """Whether a cell's folder holds a result that another attempt would only repeat."""
-    return (folder / CELL_FILE).is_file() and status_of(folder)[0] in _SETTLED
+    if not (folder / CELL_FILE).is_file():
+        return False
+    status, _ = status_of(folder)
+    return status == "diverged" or (status == "finished" and is_whole(folder))
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a finished cell has its adapter, and the losses that its result speaks of."""
+    try:
+        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        counts = {each["name"]: each["n"] for each in result["metrics"].get("after", [])}
+        wanted = counts.get("loss/all", 0)
+        rows = read_json_lines(folder / "losses.jsonl") if wanted else []
+        found = sum(row["phase"] == "after" for row in rows)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return found == wanted and (folder / "adapter").is_dir()
+
+
+def _clear(folder: Path) -> None:
+    """Take away a result that cannot be read, or speaks of what is gone: it is made anew."""
+    status, _ = status_of(folder)
+    if status in {"damaged", "finished"}:
+        (folder / "result.json").unlink()
 
 
 def _run(run: config.Run, folder: Path, trained: Path | None) -> None:
@@ -164,7 +201,9 @@ def check_own(folder: Path, planned: Planned) -> None:
             return  # copied half-way, or killed at its very start
         there = None
     except (OSError, ValueError, KeyError, TypeError):
-        there = None
+        raise ValueError(
+            f"{folder / CELL_FILE} is damaged: remove {folder.name}, and it is run again"
+        ) from None
     if there != planned.fingerprint:
         raise ValueError(
             f"{folder} holds another config's result (fingerprint {there}, not "
@@ -189,9 +228,8 @@ def _finished_twin(folder: Path, planned: Planned) -> Path | None:
         for cell in sorted(sweep.glob(f"*.{planned.fingerprint[:8]}/{CELL_FILE}")):
             with suppress(OSError, ValueError, KeyError):
                 about = json.loads(cell.read_text(encoding="utf-8"))
-                whole = (cell.parent / "adapter").is_dir()
                 same = about["fingerprint"] == planned.fingerprint
-                if same and whole and status_of(cell.parent)[0] == "finished":
+                if same and status_of(cell.parent)[0] == "finished" and is_whole(cell.parent):
                     return cell.parent
     return None
 
@@ -206,29 +244,31 @@ def _finished_training(folder: Path, planned: Planned) -> Path | None:
 
 
 def _copy_result(twin: Path, folder: Path) -> None:
-    """Copy a finished cell by hard links where the file system has them; ``result.json`` last."""
+    """Copy a finished cell, ``result.json`` last; its adapter by links where the disk has them."""
     shutil.copytree(
         twin,
         folder,
-        copy_function=_link_or_copy,
+        copy_function=_copy,
         dirs_exist_ok=True,
         ignore=lambda place, names: {*_NOT_COPIED(place, names), "result.json"} & set(names),
     )
-    _link_or_copy(str(twin / "result.json"), str(folder / "result.json"))
+    shutil.copy2(twin / "result.json", folder / "result.json")
 
 
-def _link_or_copy(source: str, target: str) -> None:
+def _copy(source: str, target: str) -> None:
     Path(target).unlink(missing_ok=True)
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
+    if source.endswith(".safetensors"):  # large, and never written to
+        with suppress(OSError):
+            os.link(source, target)
+            return
+    shutil.copy2(source, target)
 
 
 def _record_end(folder: Path, ended: Ended, minutes: float | None) -> None:
     """Keep ``result.json`` true where the cell's own process could not write its end."""
     status, _ = status_of(folder)
-    if ended.end is End.done or (ended.end is End.raised and status not in {"running", "absent"}):
+    told = status not in {"running", "absent", "damaged"}
+    if status == "finished" or ended.end is End.done or (ended.end is End.raised and told):
         return
     reason = {
         End.too_long: f"stopped after sweep.cell_minutes={minutes}",

@@ -1,4 +1,8 @@
-"""What decides a cell's result, as one fingerprint: equal fingerprints, equal results."""
+"""What decides a cell's result, as one fingerprint.
+
+Equal fingerprints are equal results, but for what rounding makes of another number of threads, and
+for a budget of seconds, which is another number of steps on a busier machine.
+"""
 
 from __future__ import annotations
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from dollyllama import config
 from dollyllama.files import write_json
-from dollyllama.study.cells import Planned, is_settled, status_of, variant_name
+from dollyllama.study.cells import Planned, finished_cells, is_settled, variant_name
 
 PLAN_FILE = "sweep.json"
 
@@ -193,33 +194,55 @@ def plan_text(plan: StudyPlan, folder: Path, *, at_once: int) -> str:
         from dollyllama.study.power import power_lines
         from dollyllama.study.records import read_sweep
 
-        variants = {cell.variant for cell in plan.cells}
         seeds = len({cell.seed for cell in plan.cells})
-        study = analyse(*read_sweep([folder]))
-        lines += power_lines(study, seeds=seeds, comparisons=len(variants) - 1)
+        lines += power_lines(analyse(*read_sweep([folder])), seeds=seeds)
+    else:
+        lines.append("what it can find is told here once some cells are done")
     return "\n".join(lines)
 
 
 def _estimate(plan: StudyPlan, folder: Path, at_once: int) -> str:
-    """Time and memory of the cells that are not done, as the finished ones took them."""
+    """Time and memory of the cells that are not done, as finished ones took them.
+
+    Those of this sweep, or else of the sweeps beside it; cells that train apart from the others.
+    """
     left = [cell for cell in plan.cells if not is_settled(folder / cell.folder)]
-    results = [
-        _result(path.parent)
-        for path in sorted(folder.glob("*/result.json"))
-        if status_of(path.parent)[0] == "finished"
-    ]
     if not left:
         return "nothing is left to run"
-    if not results:
-        return "time and memory are not known before the first cell is done"
-    seconds = fmean(each["seconds"]["total"] for each in results)
-    memory = max(each["train"]["peak_memory_mib"] for each in results)
-    minutes = seconds * len(left) / at_once / 60
+    beside = [cost for sweep in sorted(folder.parent.glob("*/")) for cost in _costs(sweep)]
+    costs = _costs(folder) or beside
+    if not costs:
+        return "time and memory are told here once the first cell is done"
+    seconds = [fmean(own) for trains in (True, False) if (own := _seconds(costs, trains))]
+    first = {cell.training: cell.folder for cell in reversed(plan.cells)}
+    train = sum(first[cell.training] == cell.folder for cell in left)
+    total = train * seconds[0] + (len(left) - train) * seconds[-1]
+    memory = max(cost.memory_mib for cost in costs)
     return (
-        f"about {max(1, round(minutes))} min for the {len(left)} left, {at_once} at once, as the "
-        f"{len(results)} finished ones took {seconds:.0f} s; peak memory {memory:,.0f} MiB a cell"
+        f"about {max(1, round(total / at_once / 60))} min for the {len(left)} left, {at_once} at "
+        f"once, going by {len(costs)} finished ones; peak memory {memory:,.0f} MiB a cell"
     )
 
 
-def _result(cell: Path) -> dict[str, Any]:
-    return dict(json.loads((cell / "result.json").read_text(encoding="utf-8")))
+@dataclass(frozen=True, slots=True)
+class _Cost:
+    seconds: float
+    memory_mib: float
+    trained: bool
+
+
+def _seconds(costs: Sequence[_Cost], trained: bool) -> list[float]:
+    return [cost.seconds for cost in costs if cost.trained is trained]
+
+
+def _costs(sweep: Path) -> list[_Cost]:
+    """What the finished cells of a sweep took that were run there, not copied."""
+    costs = []
+    for cell, about in finished_cells(sweep):
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            result = json.loads((cell / "result.json").read_text(encoding="utf-8"))
+            if about["reused_from"] is None:
+                memory = float(result["train"]["peak_memory_mib"])
+                seconds = float(result["seconds"]["total"])
+                costs.append(_Cost(seconds, memory, about["trained_by"] is None))
+    return costs

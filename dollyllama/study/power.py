@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from statistics import median
 
 from dollyllama.study.analyse import Comparison, Study
@@ -9,35 +10,43 @@ from dollyllama.study.compare import ALPHA, detectable, seeds_needed
 from dollyllama.study.wording import size
 
 
-def power_lines(study: Study, *, seeds: int, comparisons: int) -> list[str]:
-    """A line a primary metric: the effects that ``seeds`` find 4 times in 5, and the seeds that a
-    relevant one needs.
+def power_lines(study: Study, *, seeds: int) -> list[str]:
+    """What ``seeds`` find 4 times in 5, and the seeds that the smallest relevant effect needs.
 
-    From the spread between seeds and examples of the finished cells of ``study``; p-values
-    corrected for ``comparisons`` (the first of Holm's steps). Medians over the variants that have
-    an interval; empty without any.
+    A line for the claims and one for the other variants, for each metric that decides: p-values are
+    corrected within these (the first of Holm's steps counts). From the spread between seeds and
+    examples of the finished cells of ``study``, medians over the variants that have an interval.
     """
-    by_metric: dict[str, list[Comparison]] = {}
-    for each in study.comparisons:
-        if each.effect is not None and each.effect.standard_error:
-            by_metric.setdefault(each.metric, []).append(each)
-    alpha = ALPHA / max(1, comparisons)
+    families: dict[tuple[str, str], list[Comparison]] = {}
+    for variant in study.variants:
+        if variant.comparison is not None:
+            name = "other variants" if variant.tip is None else "claims"
+            families.setdefault((name, variant.comparison.metric), []).append(variant.comparison)
+    sizes = {
+        name: sum(len(found) for (other, _), found in families.items() if other == name)
+        for name, _ in families
+    }
     lines = []
-    for metric, found in sorted(by_metric.items()):
-        effects = [each.effect for each in found if each.effect is not None]
-        smallest = [detectable(effect, seeds=seeds, alpha=alpha) for effect in effects]
-        known = [value for value in smallest if value is not None]
-        relevant = median(each.relevant for each in found)
-        needed = [seeds_needed(effect, relevant, alpha=alpha) for effect in effects]
-        # None, more seeds than can be had, comes after every number.
-        needed.sort(key=lambda number: float("inf") if number is None else number)
-        count = needed[len(needed) // 2]
-        lines.append(
-            f"{metric}: {seeds} seeds find an effect of {size(metric, median(known))} 4 times in 5"
-            if known
-            else f"{metric}: {seeds} seeds find nothing"
-        )
-        lines[-1] += f"; the smallest that matters, {size(metric, relevant)}, " + (
-            f"needs {count} seeds" if count else "more seeds do not find: it needs more examples"
-        )
+    for (name, metric), found in sorted(families.items()):
+        known = [each for each in found if each.effect is not None and each.effect.standard_error]
+        if known:
+            told = _told(known, metric, seeds=seeds, alpha=ALPHA / sizes[name])
+            lines.append(f"{name}, {metric}: {told}")
     return lines
+
+
+def _told(found: list[Comparison], metric: str, *, seeds: int, alpha: float) -> str:
+    effects = [each.effect for each in found if each.effect is not None]
+    smallest = [detectable(effect, seeds=seeds, alpha=alpha) for effect in effects]
+    known = [value for value in smallest if value is not None]
+    if not known:
+        return f"{seeds} seeds find nothing"
+    relevant = median(each.relevant for each in found)
+    # More seeds than can be had come after every number.
+    needed = sorted(seeds_needed(each, relevant, alpha=alpha) or math.inf for each in effects)
+    count = needed[len(needed) // 2]
+    wanted = f"needs {count} seeds" if math.isfinite(count) else "needs more examples, not seeds"
+    return (
+        f"{seeds} seeds find an effect of {size(metric, median(known))} 4 times in 5; the smallest "
+        f"that matters, {size(metric, relevant)}, {wanted}"
+    )

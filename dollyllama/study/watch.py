@@ -47,7 +47,7 @@ class Watch:
         self._report = report
         self._began = time.time()
         self._states = {cell.folder: self._state(cell) for cell in cells}
-        self._done_before = sum(status == "finished" for status, _ in self._states.values())
+        self._done_before = sum(status not in _OPEN for status, _ in self._states.values())
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._look, daemon=True)
 

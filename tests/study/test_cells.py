@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +24,7 @@ def planned(*overrides: str) -> Planned:
 
 
 def run(cell: Planned, folder: Path, minutes: float | None = None) -> tuple[str, str | None]:
-    return run_cell(RUN, cell, folder, environment={}, minutes=minutes)
+    return run_cell(RUN, cell, folder, share=lambda: nullcontext({}), minutes=minutes)
 
 
 @pytest.fixture

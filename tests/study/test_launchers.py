@@ -20,6 +20,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from dollyllama import sweeping
+from dollyllama.study import slots
 
 ROOT = Path(__file__).parents[2]
 TINY = (
@@ -69,8 +70,9 @@ def hydra_config(target: str, **launcher: Any) -> Any:
 
 
 def test_cells_at_once_are_the_launchers_choice(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sweeping, "usable_cores", lambda: 8)
-    monkeypatch.setattr(sweeping, "cuda_device_count", lambda: 0)
+    for module in (sweeping, slots):
+        monkeypatch.setattr(module, "usable_cores", lambda: 8)
+    monkeypatch.setattr(slots, "cuda_device_count", lambda: 0)
     joblib = "hydra_joblib_launcher.joblib_launcher.JoblibLauncher"
     found = [
         sweeping._at_once_of(hydra_config("x.BasicLauncher")),
@@ -84,33 +86,33 @@ def test_cells_at_once_are_the_launchers_choice(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_threads_and_gpus_are_shared_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sweeping, "usable_cores", lambda: 8)
-    monkeypatch.setattr(sweeping, "cuda_device_count", lambda: 2)
+    monkeypatch.setattr(slots, "usable_cores", lambda: 8)
+    monkeypatch.setattr(slots, "cuda_device_count", lambda: 2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
     with ExitStack() as held:
-        taken = [held.enter_context(sweeping._slot(tmp_path, 4)) for _ in range(4)]
+        taken = [held.enter_context(slots.slot(tmp_path, 4)) for _ in range(4)]
     assert [each["CUDA_VISIBLE_DEVICES"] for each in taken] == ["5", "7", "5", "7"]
     assert {each["OMP_NUM_THREADS"] for each in taken} == {"2"}
 
 
 def test_a_job_waits_for_a_slot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sweeping, "cuda_device_count", lambda: 0)
+    monkeypatch.setattr(slots, "cuda_device_count", lambda: 0)
     first = ExitStack()
-    first.enter_context(sweeping._slot(tmp_path, 1))
+    first.enter_context(slots.slot(tmp_path, 1))
     waited = []
 
     def free_it(seconds: float) -> None:
         waited.append(seconds)
         first.close()
 
-    monkeypatch.setattr(sweeping, "time", SimpleNamespace(sleep=free_it))
-    with sweeping._slot(tmp_path, 1):
+    monkeypatch.setattr(slots, "time", SimpleNamespace(sleep=free_it))
+    with slots.slot(tmp_path, 1):
         assert len(waited) == 1
 
 
 def test_a_scheduler_shares_out_by_itself(tmp_path: Path) -> None:
     with ExitStack() as held:
-        shares = [held.enter_context(sweeping._slot(tmp_path, 0)) for _ in range(3)]
+        shares = [held.enter_context(slots.slot(tmp_path, 0)) for _ in range(3)]
     assert shares == [{}, {}, {}]
 
 
