@@ -143,6 +143,7 @@ class Session:
         if self.plan is None or self.folder is None or self._watch is None:
             return 0
         self._watch.stop()
+        self._held.close()
         self._tell()
         statuses = [status_of(self.folder / cell.folder)[0] for cell in self.plan.cells]
         if self.plan.refused:

@@ -17,7 +17,7 @@ import pytest
 from hydra._internal import utils
 
 from dollyllama import config, launch, preflight, sweeping
-from dollyllama.files import write_json
+from dollyllama.files import locked, write_json
 from dollyllama.study.cells import Planned
 
 ROOT = Path(__file__).parents[1]
@@ -306,6 +306,55 @@ def test_a_sweep_that_makes_no_sense_ends_in_one_line_before_anything_runs(
     status, lines = launched("--multirun", *arguments)
     assert (status, len(lines)) == (2, 1)
     assert SENSELESS[arguments] in lines[0]
+    assert cells == []
+
+
+def test_a_second_sweep_in_one_folder_is_refused_while_the_first_runs(
+    launched: Launch, cells: list[tuple[config.Run, Planned, Path]], working_folder: Path
+) -> None:
+    place = working_folder / "sweep" / ".sweep"
+    place.mkdir(parents=True)
+    with locked(place, "not yet"):
+        status, lines = launched("--multirun", "seed=0,1", "hydra.sweep.dir=sweep")
+    assert (status, len(lines)) == (2, 1)
+    assert "another sweep runs in sweep: wait, or give hydra.sweep.dir=FOLDER" in lines[0]
+    assert cells == []
+
+
+def test_a_plan_that_fails_in_any_way_runs_nothing(
+    launched: Launch,
+    cells: list[tuple[config.Run, Planned, Path]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: Any) -> None:
+        raise KeyError("seconds")
+
+    monkeypatch.setattr(sweeping, "plan_study", fail)
+    status, lines = launched("--multirun", "seed=0,1", "--dry-run")
+    assert (status, lines) == (1, ["error: no plan: KeyError: 'seconds'"])
+    assert cells == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("seeds=0",), "seeds must be at least 1, not 0"),
+        (("sweep=none", "seeds=5"), "seeds=5 has no effect with axes of your own"),
+    ],
+    ids=" ".join,
+)
+def test_a_number_of_seeds_that_does_nothing_is_refused(
+    arguments: tuple[str, ...],
+    told: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    cells: list[tuple[config.Run, Planned, Path]],
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["sweep.py", "hydra/launcher=basic", *arguments])
+    with pytest.raises(SystemExit) as left:
+        runpy.run_path(str(ROOT / "sweep.py"), run_name="__main__")
+    assert left.value.code == 2
+    assert told in capsys.readouterr().err
     assert cells == []
 
 

@@ -15,6 +15,8 @@ def write_result(folder: Path, status: str, error: str | None = None) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "adapter").mkdir(exist_ok=True)
     (folder / "adapter" / "weights").write_text(f"{os.getpid()}", encoding="utf-8")
+    loss = {"phase": "after", "source": "sql", "id": "0", "row": 0, "loss": 0.5, "tokens": 1}
+    (folder / "losses.jsonl").write_text(json.dumps(loss) + "\n", encoding="utf-8")
     (folder / "config.yaml").write_text("seed: 0\n", encoding="utf-8")
     metric = {"name": "loss/all", "value": 0.5, "standard_error": None, "n": 1}
     values = {"status": status, "error": error, "metrics": {"after": [metric]}}

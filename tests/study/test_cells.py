@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from dollyllama import launch
+from dollyllama.files import locked
 from dollyllama.study import cells
 from dollyllama.study.cells import Planned, plan_cell, run_cell, slug, status_of, variant_name
 from tests.study import faults
@@ -213,3 +214,40 @@ def test_a_damaged_result_is_a_cell_to_run_again(
     (sweep / cell.folder / "result.json").write_text('{"status": "fini', encoding="utf-8")
     assert status_of(sweep / cell.folder) == ("damaged", "result.json cannot be read")
     assert run(cell, sweep) == ("finished", None)
+
+
+@pytest.mark.parametrize("lost", ["losses.jsonl", "adapter/weights"])
+def test_a_finished_cell_that_has_lost_a_part_is_run_again(
+    lost: str, sweep: Path, does: Callable[[object], None]
+) -> None:
+    cell = planned("seed=1")
+    does(faults.finish)
+    run(cell, sweep)
+    folder = sweep / cell.folder
+    assert cells.is_settled(folder)
+    (folder / lost).unlink()
+    if lost.startswith("adapter"):
+        (folder / "adapter").rmdir()
+    assert not cells.is_settled(folder)
+    assert run(cell, sweep) == ("finished", None)
+    assert cells.is_settled(folder)
+
+
+def test_a_damaged_cell_json_says_how_to_go_on(sweep: Path, does: Callable[[object], None]) -> None:
+    cell = planned("seed=1")
+    does(faults.finish)
+    run(cell, sweep)
+    (sweep / cell.folder / "cell.json").write_text("{", encoding="utf-8")
+    with pytest.raises(ValueError, match=f"is damaged: remove {cell.folder}, and it is run again"):
+        run(cell, sweep)
+
+
+def test_cells_that_only_answer_do_not_wait_for_each_other(
+    sweep: Path, does: Callable[[object], None]
+) -> None:
+    does(faults.finish)
+    trained = planned("ablation=baseline", "seed=1")
+    run(trained, sweep)
+    with locked(cells._lock(sweep, trained.training), "not taken"):
+        # Somebody else holds what a cell that trains would wait for.
+        assert run(planned("ablation=merged", "seed=1"), sweep) == ("finished", None)
