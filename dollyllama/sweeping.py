@@ -175,7 +175,9 @@ class Search:
             print(f"no cell in {_shown(self.folder)} has finished", file=sys.stderr)
             return 1
         value, variant = max(found, key=lambda each: direction(self.primary) * each[0])
-        write_report(self.folder, [self.folder], baseline=variant, primary=self.primary)
+        write_report(
+            self.folder, [self.folder], baseline=variant, primary=self.primary, selected=True
+        )
         print(
             f"the best of {len(found)}: {variant.replace('+', ' ')}: {self.primary} {value:.4f}\n"
             "The best of many is lucky as well as good: compare it with the recipe over seeds of "

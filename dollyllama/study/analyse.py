@@ -97,13 +97,18 @@ class Spread:
 
 #: What a cell took -> where its record has it.
 COSTS: dict[str, Callable[[Cell], Any]] = {
-    "training_seconds": lambda cell: (cell.result.get("train") or {}).get("seconds"),
-    "training_tokens": lambda cell: (cell.result.get("train") or {}).get("tokens"),
-    "tokens_per_second": lambda cell: (cell.result.get("train") or {}).get("tokens_per_second"),
-    "peak_memory_mib": lambda cell: (cell.result.get("train") or {}).get("peak_memory_mib"),
+    "training_seconds": lambda cell: _training(cell).get("seconds"),
+    "training_tokens": lambda cell: _training(cell).get("tokens"),
+    "tokens_per_second": lambda cell: _training(cell).get("tokens_per_second"),
+    "peak_memory_mib": lambda cell: _training(cell).get("peak_memory_mib"),
     "adapter_bytes": lambda cell: cell.adapter_bytes,
     "evaluation_seconds": lambda cell: (cell.result.get("seconds") or {}).get("evaluate_after"),
 }
+
+
+def _training(cell: Cell) -> dict[str, Any]:
+    """What the cell's own training took: nothing where it took over another's adapter."""
+    return {} if cell.trained_by is not None else cell.result.get("train") or {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,10 +116,11 @@ class Variant:
     """All cells that differ in seed alone.
 
     decides: the metric that is primary for it. level: its own value there, on every example that
-    its finished cells share. comparison: against the baseline on ``decides``, None for the baseline
-    itself; exploratory: on every other metric. costs: of its finished cells, by the keys of
-    ``COSTS``. differences: keys of its config -> its values where the baseline has others. tip: the
-    claim that it puts to the test, by dropping it where ``drops_tip``, else by following it.
+    its finished cells share, and share with the baseline. comparison: against the baseline on
+    ``decides``, None for the baseline itself; exploratory: on every other metric. costs: of its
+    finished cells, by the keys of ``COSTS``. differences: keys of its config -> its values where
+    the baseline has others. tip: the claim that it puts to the test, by dropping it where
+    ``drops_tip``, else by following it.
     """
 
     name: str
@@ -196,7 +202,9 @@ def analyse(plan: Plan, cells: Sequence[Cell]) -> Study:
     variants = [
         _with_verdict(each, judged[each.name]) if each.name in judged else each for each in variants
     ]
-    return Study(plan, variants, _judged(joint), [*_warnings(plan, variants, base), *lacking])
+    return Study(
+        plan, variants, _judged(joint), [*_warnings(plan, variants, base, tables), *lacking]
+    )
 
 
 def direction(metric: str) -> int:
@@ -231,6 +239,32 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(math.fsum(values) / len(values), min(values), max(values), len(values))
 
 
+def package_versions(cells: Iterable[Cell]) -> dict[str, list[str]]:
+    """Package -> every version that a cell was run with, both in order."""
+    versions: dict[str, set[str]] = defaultdict(set)
+    for cell in cells:
+        for name, version in (cell.provenance.get("packages") or {}).items():
+            versions[name].add(str(version))
+    return {name: sorted(found) for name, found in sorted(versions.items())}
+
+
+def effects(study: Study) -> list[tuple[str, Comparison]]:
+    """Every comparison with its role, variant by variant, the joint ones last.
+
+    primary, exploratory, main effect or interaction. A verdict is on a claim: there is none where
+    the variant makes no claim.
+    """
+    found = []
+    for variant in study.variants:
+        if variant.comparison is not None:
+            judged = variant.comparison.verdict if variant.tip else None
+            found.append(("primary", replace(variant.comparison, verdict=judged)))
+        found += [("exploratory", each) for each in variant.exploratory]
+    for each in study.joint:
+        found.append(("interaction" if " × " in each.variant else "main effect", each))
+    return found
+
+
 # --- pairing ------------------------------------------------------------------------------------
 
 Floats = NDArray[np.float64]
@@ -257,15 +291,17 @@ class _Table:
 
 
 class _Tables:
-    """The tables of a variant's finished cells, each made when it is first asked for."""
+    """The tables of a variant's finished cells, each made when it is first asked for.
+
+    A seed whose cell has not measured a metric is not in the metric's table.
+    """
 
     def __init__(self, cells: list[Cell]) -> None:
         self.cells = cells
         self._made: dict[str, _Table | None] = {}
         self._losses = [measured_losses(cell) for cell in cells]
         self._scores = [measured_scores(cell) for cell in cells]
-        names = [{*losses, *own} for losses, own in zip(self._losses, self._scores, strict=True)]
-        self.metrics = sorted(set.intersection(*names)) if cells else []
+        self.metrics = sorted(set().union(*self._losses, *self._scores))
 
     def __getitem__(self, metric: str) -> _Table | None:
         if metric not in self._made:
@@ -273,10 +309,16 @@ class _Tables:
         return self._made[metric]
 
     def _make(self, metric: str) -> _Table | None:
-        of_losses = metric in self._losses[0]
-        rows: list[dict[str, Any]] = [
-            each[metric] for each in (self._losses if of_losses else self._scores)
+        of_losses = any(metric in own for own in self._losses)
+        kind: Sequence[Mapping[str, Mapping[str, Any]]] = self._scores
+        if of_losses:
+            kind = self._losses
+        measured = [
+            (cell.seed, own[metric])
+            for cell, own in zip(self.cells, kind, strict=True)
+            if metric in own
         ]
+        rows = [row for _, row in measured]
         examples = sorted(set.intersection(*map(set, rows)))
         if not examples:
             return None
@@ -285,7 +327,7 @@ class _Tables:
         if of_losses:
             totals, tokens = values[..., 0], values[..., 1]
             values, weights = totals / tokens, tokens.mean(axis=0)
-        return _Table([cell.seed for cell in self.cells], examples, values, weights)
+        return _Table([seed for seed, _ in measured], examples, values, weights)
 
 
 def _weights(metric: str, examples: Sequence[str], own: Floats) -> Floats:
@@ -312,12 +354,10 @@ def _compare(
         missing = f"{metric} was not measured example by example"
     if missing is not None or left is None or right is None:
         return Comparison(name, metric, primary, None, missing)
-    seeds = [seed for seed in left.seeds if seed in right.seeds]
-    both = set(left.examples) & set(right.examples)
-    if not seeds or not both:
+    seeds, examples = [seed for seed in left.seeds if seed in right.seeds], _shared(left, right)
+    if not seeds or not examples:
         what = "held-out example" if seeds else "seed"
         return Comparison(name, metric, primary, None, f"it shares no {what} with the baseline")
-    examples = left.examples if len(both) == len(left.examples) else sorted(both)
     unpaired = max(len(left.examples), len(right.examples)) - len(examples)
     left, right = left.part(seeds, examples), right.part(seeds, examples)
     weights = _weights(metric, examples, (left.weights + right.weights) / 2)
@@ -333,6 +373,12 @@ def _compare(
         detectable=detectable(effect),
         unpaired=unpaired,
     )
+
+
+def _shared(left: _Table, right: _Table) -> list[str]:
+    """The examples that both have."""
+    both = set(left.examples) & set(right.examples)
+    return left.examples if len(both) == len(left.examples) else sorted(both)
 
 
 # --- variants -----------------------------------------------------------------------------------
@@ -355,6 +401,8 @@ def _variant(
     decides = plan.primary if trains else plan.answers_primary or plan.primary
     level, comparison, exploratory = None, None, []
     if decides is not None and (table := own[decides]) is not None:
+        if (other := base[decides]) is not None and (shared := _shared(other, table)):
+            table = table.part(table.seeds, shared)
         level = level_of(table.values, _weights(decides, table.examples, table.weights))
     if name != plan.baseline:
         if decides is not None:
@@ -373,7 +421,7 @@ def _variant(
         level=level,
         comparison=comparison,
         exploratory=exploratory,
-        costs=_costs(_finished(cells), trains=trains),
+        costs=_costs(_finished(cells)),
         differences={key: changed[key] for key in changed if not key.startswith(_NO_SETTING)},
         tip=plan.tips.get(name) or plan.better.get(name),
         drops_tip=name in plan.tips,
@@ -381,20 +429,14 @@ def _variant(
 
 
 _NO_SETTING = ("seed", "tracking", "resume", "sweep")
-_OF_TRAINING = frozenset(
-    {"training_seconds", "training_tokens", "tokens_per_second", "peak_memory_mib"}
-)
 
 
-def _costs(cells: list[Cell], *, trains: bool) -> dict[str, Spread]:
-    costs = {}
-    for name, read in COSTS.items():
-        if not trains and name in _OF_TRAINING:
-            continue
-        values = [value for cell in cells if (value := read(cell)) is not None]
-        if values:
-            costs[name] = spread(values)
-    return costs
+def _costs(cells: list[Cell]) -> dict[str, Spread]:
+    measured = {
+        name: [value for cell in cells if (value := read(cell)) is not None]
+        for name, read in COSTS.items()
+    }
+    return {name: spread(values) for name, values in measured.items() if values}
 
 
 def _judged(comparisons: list[Comparison]) -> list[Comparison]:
@@ -414,6 +456,8 @@ def _with_verdict(variant: Variant, comparison: Comparison) -> Variant:
     if comparison.effect is None:
         return replace(variant, comparison=comparison)
     lower_is_better = direction(comparison.metric) < 0
+    if comparison.standing is Standing.different:
+        return replace(variant, comparison=comparison)  # neither better nor worse
     # The verdict is on a tip that is dropped; one that is followed is supported the other way.
     dropped = variant.drops_tip or variant.tip is None
     judged = verdict(
@@ -434,8 +478,7 @@ def _joint(
     """What variants do together, and what stands in the way of saying it."""
     parts = {each.name: _parts(each.name, plan) for each in variants}
     if plan.factors:
-        own = {name: set(p) for name, p in parts.items() if set(p) <= set(plan.factors)}
-        return _factorial(plan, own, tables)
+        return _factorial(plan, tables)
     interactions = []
     for variant in variants:
         pair = parts[variant.name]
@@ -454,14 +497,12 @@ def _parts(name: str, plan: Plan) -> list[str]:
     return [] if name == plan.baseline else name.split("+")
 
 
-def _factorial(
-    plan: Plan, levels: Mapping[str, set[str]], tables: Mapping[str, _Tables]
-) -> tuple[list[Comparison], list[str]]:
+def _factorial(plan: Plan, tables: Mapping[str, _Tables]) -> tuple[list[Comparison], list[str]]:
     metric = plan.primary
-    found = _stacked(list(levels), metric, tables) if metric else None
+    found = _stacked(list(plan.design), metric, tables) if metric else None
     if metric is None or found is None:
         return [], ["the factorial design has runs without a result: no main effects yet"]
-    design = [{factor: factor in own for factor in plan.factors} for own in levels.values()]
+    design = [{factor: factor in own for factor in plan.factors} for own in plan.design.values()]
     try:
         effects = factorial_effects(design, found.values, found.weights)
     except ValueError as error:
@@ -514,13 +555,16 @@ def _term(
 # --- warnings -----------------------------------------------------------------------------------
 
 
-def _warnings(plan: Plan, variants: list[Variant], base: _Tables) -> list[str]:
+def _warnings(
+    plan: Plan, variants: list[Variant], base: _Tables, tables: Mapping[str, _Tables]
+) -> list[str]:
     """What a reader must know before believing the numbers, in one line each."""
     cells = [cell for variant in variants for cell in variant.finished]
     return [
         *plan.warnings,
         *_about_baseline(plan, base),
         *_about_seeds(variants, base),
+        *_about_metrics(variants, tables),
         *_about_examples(variants, base),
         *_same_fingerprints(cells),
         *_mixed(cells, "code", lambda about: str(about["code"]["digest"])[:8]),
@@ -575,6 +619,20 @@ def _about_seeds(variants: list[Variant], base: _Tables) -> list[str]:
     return lines
 
 
+def _about_metrics(variants: list[Variant], tables: Mapping[str, _Tables]) -> list[str]:
+    """Finished cells that lack the metric that decides, which others of their variant have."""
+    lines = []
+    for variant in variants:
+        table = tables[variant.name][variant.decides] if variant.decides else None
+        lacking = [cell.seed for cell in variant.finished if table and cell.seed not in table.seeds]
+        if lacking:
+            seeds = ", ".join(map(str, lacking))
+            lines.append(
+                f"{variant.name} has no {variant.decides} for seed {seeds}: left out of it"
+            )
+    return lines
+
+
 def _about_examples(variants: list[Variant], base: _Tables) -> list[str]:
     lines = []
     for variant in variants:
@@ -583,7 +641,8 @@ def _about_examples(variants: list[Variant], base: _Tables) -> list[str]:
             shared = comparison.effect.examples
             lines.append(
                 f"{variant.name} was measured on other held-out examples: {shared:,} of "
-                f"{shared + comparison.unpaired:,} are shared with the baseline and compared"
+                f"{shared + comparison.unpaired:,} are shared with the baseline and compared; on "
+                f"these the baseline's {comparison.metric} is {comparison.baseline:.4g}"
             )
     return lines
 
@@ -603,7 +662,7 @@ def _mixed(cells: Iterable[Cell], what: str, read: Callable[[dict[str, Any]], An
     for cell in cells:
         try:
             counts[str(read(cell.provenance))] += 1
-        except (KeyError, TypeError, AttributeError):
+        except (KeyError, TypeError, AttributeError, ValueError):
             continue
     if len(counts) < 2:
         return []
@@ -612,14 +671,9 @@ def _mixed(cells: Iterable[Cell], what: str, read: Callable[[dict[str, Any]], An
 
 
 def _packages(cells: Sequence[Cell]) -> list[str]:
-    versions: dict[str, set[str]] = defaultdict(set)
-    for cell in cells:
-        packages = cell.provenance.get("packages")
-        for name, version in packages.items() if isinstance(packages, dict) else ():
-            versions[name].add(str(version))
     mixed = [
-        f"{name} {' and '.join(sorted(found))}"
-        for name, found in sorted(versions.items())
+        f"{name} {' and '.join(found)}"
+        for name, found in package_versions(cells).items()
         if len(found) > 1
     ]
     return [f"cells differ in packages: {', '.join(mixed)}"] if mixed else []

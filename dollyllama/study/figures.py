@@ -17,28 +17,40 @@ import numpy as np
 
 _BOX = 1000
 
-#: What reaches beyond so many times the middle extent is cut off with an arrow: one variant that
-#: goes wild shall not make all others look alike.
+#: What reaches beyond so many times the middle extent would make all others look alike: the axis
+#: is bent for what is clear, and ends there for the rest.
 _CUT = 4.0
+
+#: Ticks of a bent axis keep this share of it between them.
+_APART = 0.09
 
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """An axis from ``low`` to ``high``, even in the logarithm where ``log``."""
+    """An axis from ``low`` to ``high``.
+
+    Even in the logarithm where ``log``. bend: around 0 about even up to this size, beyond it in
+    the logarithm of the size (the inverse hyperbolic sine), so that large and small are both seen.
+    """
 
     low: float
     high: float
     log: bool = False
+    bend: float | None = None
 
     def share(self, value: float) -> float:
         """Where a value stands, 0 at the low end and 1 at the high one, cut off to [0, 1]."""
         low, high = self.low, self.high
         if self.log:
             low, high, value = math.log(low), math.log(high), math.log(max(value, 1e-300))
+        if self.bend is not None:
+            low, high, value = (math.asinh(each / self.bend) for each in (low, high, value))
         return min(1.0, max(0.0, (value - low) / (high - low)))
 
     def ticks(self, count: int = 5) -> list[float]:
         """About ``count`` round numbers within the scale."""
+        if self.bend is not None:
+            return self._bent_ticks()
         if not self.log:
             step = _round_step((self.high - self.low) / count)
             first = math.ceil(self.low / step - 1e-9)
@@ -49,19 +61,44 @@ class Scale:
         inside = [value for value in every if self.low <= value <= self.high]
         return inside if len(inside) >= 2 else [self.low, self.high]
 
+    def _bent_ticks(self) -> list[float]:
+        """0, and to both sides powers of ten as far as they stand apart."""
+        found = [0.0]
+        for sign, end in ((1.0, self.high), (-1.0, self.low)):
+            size, last = 10.0 ** math.floor(math.log10(max(abs(self.low), abs(self.high)))), 2.0
+            while size > 1e-3 * (self.bend or 1.0):
+                at, zero = self.share(sign * size), self.share(0.0)
+                if sign * end >= size and min(abs(at - last), abs(at - zero)) >= _APART:
+                    found.append(sign * size)
+                    last = at
+                size /= 10
+        return sorted(found)
 
-def effect_scale(extents: Iterable[tuple[float, float]], margin: float) -> Scale:
-    """A scale with 0 on which most of the intervals ``extents`` and ± ``margin`` are whole."""
-    ends = list(extents)
+
+def effect_scale(
+    extents: Iterable[tuple[float, float]],
+    margin: float,
+    *,
+    clear: Iterable[tuple[float, float]] = (),
+) -> Scale:
+    """A scale with 0 on which ± ``margin``, most of the intervals ``extents`` and all of those that
+    are ``clear`` are whole. It is bent where the clear ones would otherwise hide the others.
+    """
+    ends, whole = list(extents), list(clear)
     reach = sorted(max(abs(low), abs(high)) for low, high in ends) or [1.0]
-    limit = max(_CUT * reach[len(reach) // 2], 2.5 * margin) or 1.0
+    middle = reach[len(reach) // 2]
+    limit = max(_CUT * middle, 2.5 * margin) or 1.0
     low = max(min((end[0] for end in ends), default=-1.0), -limit)
     high = min(max((end[1] for end in ends), default=1.0), limit)
     low, high = min(low, -1.4 * margin, 0.0), max(high, 1.4 * margin, 0.0)
+    low = min([low, *(end[0] for end in whole)])
+    high = max([high, *(end[1] for end in whole)])
     if low == high:
         low, high = -1.0, 1.0
-    room = 0.04 * (high - low)
-    return Scale(low - room, high + room)
+    if max(-low, high) <= limit:
+        room = 0.04 * (high - low)
+        return Scale(low - room, high + room)
+    return Scale(1.15 * low, 1.15 * high, bend=max(middle, margin) or 1.0)
 
 
 def interval(
@@ -69,7 +106,8 @@ def interval(
 ) -> str:
     """One row of a forest plot: a dot with its interval, the line of 0 and the band that matters.
 
-    An end beyond the scale is an arrow. title: what a screen reader says.
+    An end beyond the scale is an arrow, and a hollow one where the dot itself lies beyond. title:
+    what a screen reader says.
     """
     zero = _percent(scale.share(0))
     left, right = scale.share(-margin), scale.share(margin)
@@ -82,11 +120,15 @@ def interval(
         parts.append(
             f'<line class="whisker" x1="{_percent(start)}" x2="{_percent(end)}" y1="50%" y2="50%"/>'
         )
-        if low < scale.low:
-            parts.append(_arrow("0%", left=True))
-        if high > scale.high:
-            parts.append(_arrow("100%", left=False))
-    if scale.low <= value <= scale.high:
+        if low < scale.low <= value:
+            parts.append(_arrow("0%", "◂"))
+        if high > scale.high >= value:
+            parts.append(_arrow("100%", "▸"))
+    if value < scale.low:
+        parts.append(_arrow("0%", "◃"))
+    elif value > scale.high:
+        parts.append(_arrow("100%", "▹"))
+    else:
         kind = "dot" if low is not None else "dot hollow"
         at = _percent(scale.share(value))
         parts.append(f'<circle class="{kind}" cx="{at}" cy="50%" r="4.5"/>')
@@ -97,7 +139,12 @@ def effect_axis(scale: Scale, *, percent: bool) -> str:
     """The axis below a forest plot."""
     ticks = scale.ticks(5)
     parts = []
-    for tick, label in zip(ticks, tick_labels(ticks, signed=True, percent=percent), strict=True):
+    if scale.bend is None:
+        labels = tick_labels(ticks, signed=True, percent=percent)
+    else:
+        shown = [100 * tick if percent else tick for tick in ticks]
+        labels = [f"{tick:+g}".replace("-", "−") if tick else "0" for tick in shown]
+    for tick, label in zip(ticks, labels, strict=True):
         at = _percent(scale.share(tick))
         parts.append(f'<line class="tick" x1="{at}" x2="{at}" y1="0" y2="5"/>')
         parts.append(f'<text class="label" x="{at}" y="20" text-anchor="middle">{label}</text>')
@@ -329,9 +376,8 @@ def _rect(left: float, right: float, kind: str) -> str:
     )
 
 
-def _arrow(at: str, *, left: bool) -> str:
-    text = "◂" if left else "▸"
-    anchor = "start" if left else "end"
+def _arrow(at: str, text: str) -> str:
+    anchor = "start" if at == "0%" else "end"
     return f'<text class="arrow" x="{at}" y="50%" dy="5" text-anchor="{anchor}">{text}</text>'
 
 

@@ -23,6 +23,7 @@ from dollyllama.study.analyse import (
     Study,
     Variant,
     direction,
+    package_versions,
     ranked,
 )
 from dollyllama.study.compare import ALPHA, Verdict
@@ -71,7 +72,7 @@ def page(study: Study) -> str:
         curves=_curves(study),
         trades=_trades(study),
         families=_families(study),
-        costs=_costs(study),
+        costs=wording.cost_table(study, nothing="–"),
         samples=_samples(study),
         cells=_cells(study),
         failures=[cell for cell in study.cells if cell.status in _FAILED],
@@ -164,6 +165,7 @@ class _Forest:
     margin: str
     baseline: str
     evidence: str
+    marks: str
     groups: list[tuple[str, list[_Row]]]
     axis: Markup
 
@@ -204,7 +206,14 @@ def _forest(metric: str, groups: Sequence[tuple[str, Sequence[Comparison]]]) -> 
         else (effect.value, effect.value)
         for _, effect in measured
     ]
-    scale = figures.effect_scale(extents, margin)
+    clear = [
+        ends
+        for (each, _), ends in zip(measured, extents, strict=True)
+        if each.standing not in (Standing.no_difference, Standing.unknown)
+    ]
+    scale = figures.effect_scale(extents, margin, clear=clear)
+    beyond = any(not scale.low <= effect.value <= scale.high for _, effect in measured)
+    cut = any(low < scale.low or high > scale.high for low, high in extents)
     usual = Counter(wording.evidence(effect) for _, effect in measured).most_common(1)[0][0]
     baseline = measured[0][0].baseline
     assert baseline is not None
@@ -214,12 +223,21 @@ def _forest(metric: str, groups: Sequence[tuple[str, Sequence[Comparison]]]) -> 
         margin=wording.size(metric, margin),
         baseline=wording.level(metric, baseline),
         evidence=usual,
+        marks="".join(
+            sentence
+            for sentence, applies in (
+                (" An arrow at the edge: the interval goes on.", cut),
+                (" A hollow mark at the edge: the effect lies beyond.", beyond),
+                (" The axis is bent: far from 0 it goes in powers of ten.", scale.bend is not None),
+            )
+            if applies
+        ),
         groups=[
             (title, [_forest_row(each, scale, margin, usual) for each, _ in pairs])
             for title, pairs in own
             if pairs
         ],
-        axis=Markup(figures.effect_axis(scale, percent=not metric.startswith("loss/"))),
+        axis=Markup(figures.effect_axis(scale, percent=wording.is_share(metric))),
     )
 
 
@@ -229,11 +247,12 @@ def _forest_row(comparison: Comparison, scale: figures.Scale, margin: float, usu
     change = wording.change(comparison.metric, effect)
     evidence = wording.evidence(effect)
     notes = [] if evidence == usual else [evidence]
-    if comparison.corrected_p is not None:
-        notes.append(f"p {wording.probability(comparison.corrected_p)}")
-    found = comparison.detectable or 0.0
-    if comparison.standing is Standing.no_difference and found > 1e-12:
-        notes.append(f"detectable {wording.size(comparison.metric, found)}")
+    if p := wording.p_values(comparison):
+        notes.append(f"p {p}")
+    smallest = wording.detectable(comparison)
+    nothing_varies = (comparison.detectable or 0.0) <= 1e-12
+    if comparison.standing is Standing.no_difference and smallest and not nothing_varies:
+        notes.append(smallest)
     drawing = figures.interval(
         effect.value,
         effect.low,
@@ -290,7 +309,7 @@ class _Trade:
 def _trades(study: Study) -> list[_Trade]:
     """Quality against cost: training time and memory, for what trains."""
     metric = study.plan.primary
-    if metric is None:
+    if metric is None or direction(metric) == 0:
         return []
     trades = []
     for name in ("training_seconds", "peak_memory_mib"):
@@ -305,7 +324,7 @@ def _trades(study: Study) -> list[_Trade]:
         drawing = figures.quality_against_cost(
             points,
             lower_is_better=direction(metric) < 0,
-            percent=not metric.startswith("loss/"),
+            percent=wording.is_share(metric),
             title=f"{metric} against {title}",
         )
         trades.append(_Trade(title, unit, metric, wording.better_is(metric), Markup(drawing)))
@@ -411,30 +430,6 @@ def _tint(comparison: Comparison | None) -> _Tint:
     strength = min(1.0, max(0.2, abs(effect.value) / full)) if full > 0 else 0.6
     text = wording.short_change(metric, effect)
     return _Tint(text, kind, f"{strength:.2f}", title)
-
-
-@dataclass(frozen=True, slots=True)
-class _Table:
-    header: list[str]
-    rows: list[tuple[str, list[str]]]
-
-
-def _costs(study: Study) -> _Table:
-    names = [name for name in COSTS if any(name in each.costs for each in study.variants)]
-    return _Table(
-        [wording.COST_TITLES[name][0] for name in names],
-        [
-            (
-                each.name,
-                [
-                    wording.cost(name, each.costs[name]) if name in each.costs else "–"
-                    for name in names
-                ],
-            )
-            for each in study.variants
-            if each.costs
-        ],
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -564,7 +559,7 @@ def _settings(study: Study) -> tuple[list[tuple[str, str]], list[tuple[str, dict
     if config is not None:
         try:
             rows = [row for row in config_rows(config) if row[0] != "seed"]
-        except (KeyError, TypeError, StopIteration):
+        except (KeyError, TypeError, ValueError, AttributeError, StopIteration):
             rows = []  # of another version of the project
     changed = [(each.name, each.differences) for each in study.variants if each.differences]
     return rows, changed
@@ -574,6 +569,7 @@ def _provenance(study: Study) -> list[tuple[str, str]]:
     """Where the numbers come from; several values where the cells differ."""
     done = [cell for cell in study.cells if _is_done(cell)]
     records = [cell.provenance for cell in done]
+    packages = package_versions(done)
     rows = [
         ("command", _distinct(" ".join(command) for command in study.plan.commands)),
         ("commit", _distinct(_commit(_at(each, "code")) for each in records)),
@@ -582,7 +578,7 @@ def _provenance(study: Study) -> list[tuple[str, str]]:
         ("device", _distinct(str(_at(each, "device", "name")) for each in records)),
         ("platform", _distinct(str(each.get("platform", "")) for each in records)),
         ("Python", _distinct(str(each.get("python", "")) for each in records)),
-        ("packages", _packages(records)),
+        ("packages", ", ".join(f"{name} {' or '.join(own)}" for name, own in packages.items())),
         ("base model", _distinct(map(_base_model, done))),
         *_data_digests([cell.data for cell in done]),
     ]
@@ -612,14 +608,6 @@ def _period(records: Sequence[dict[str, Any]]) -> str:
     if not starts:
         return ""
     return starts[0] if starts[0] == starts[-1] else f"{starts[0]} to {starts[-1]}"
-
-
-def _packages(records: Sequence[dict[str, Any]]) -> str:
-    versions: dict[str, set[str]] = {}
-    for each in records:
-        for name, version in (_at(each, "packages") or {}).items():
-            versions.setdefault(name, set()).add(str(version))
-    return ", ".join(f"{name} {' or '.join(sorted(own))}" for name, own in sorted(versions.items()))
 
 
 def _base_model(cell: Cell) -> str:

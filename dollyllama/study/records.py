@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum, auto
 from functools import lru_cache
@@ -19,6 +19,7 @@ from dollyllama.config import PASS_AT, SCORES, Grader, fingerprint
 from dollyllama.evaluation.code import pass_at_k
 from dollyllama.evaluation.metric import DETAILS
 from dollyllama.explain import one_line
+from dollyllama.study.shapes import check_shape
 
 #: What says nothing about what is compared.
 _NO_PART_OF_A_VARIANT = frozenset({"seed", "tracking", "resume", "sweep"})
@@ -42,10 +43,7 @@ class CellStatus(StrEnum):
 
 
 class Observation(NamedTuple):
-    """What one held-out example got: ``total`` over its ``weight`` is its value.
-
-    For losses nats over supervised tokens, for scores the score and 1.
-    """
+    """The loss of one held-out example: ``total`` nats over ``weight`` supervised tokens."""
 
     total: float
     weight: float
@@ -90,7 +88,7 @@ class Plan:
     for those that take another's adapter. relevant: the share of the baseline's value below which
     an effect does not matter. tips: variant -> the claim that it drops. left_out: variant -> why.
     warnings: what the folders disagree about. better: variant -> the claim that it makes by itself.
-    factors: the variants that a factorial design combines.
+    factors: what a factorial design combines; design: its variants -> the factors that each has.
     """
 
     title: str
@@ -106,6 +104,11 @@ class Plan:
     warnings: list[str]
     better: dict[str, str] = field(default_factory=dict)
     factors: list[str] = field(default_factory=list)
+    design: dict[str, list[str]] = field(default_factory=dict)
+
+
+#: The names that a sweep gives, each with what the variant is called in the study: an ordered set.
+_Members = dict[tuple[str, str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,18 +130,23 @@ def read_sweep(
     the baseline. The order of ``folders`` matters only where no sweep names a baseline: it is then
     the variant of the first. Half-written and damaged cells are cells with a reason.
 
-    baseline, primary: in place of those that the sweeps name. ValueError for a folder that holds no
-    run, a damaged ``sweep.json``, or a baseline that is not there.
+    What decides, what matters and the budget are those of the sweeps that ran the baseline. Claims
+    are those of sweeps that made them against it: none against another.
+
+    baseline, primary: in place of those that the sweeps name, with a warning. ValueError for a
+    folder that holds no run, a damaged ``sweep.json``, or a baseline that is not there.
     """
     if not folders:
         raise ValueError("there is no folder to report on: name a sweep or runs")
     sweeps: dict[Path, dict[str, Any]] = {}
     entries: dict[Path, _Entry] = {}
+    homes: dict[Path, Path] = {}
     strays: list[str] = []
     for folder in folders:
         found, plan = _open(folder)
         if plan is not None:
             sweeps[folder.resolve()] = plan
+            homes |= {entry.cell.folder.resolve(): folder.resolve() for entry in found}
             strays += _strays(folder, plan)
         for entry in found:
             known = entries.setdefault(entry.cell.folder.resolve(), entry)
@@ -146,47 +154,59 @@ def read_sweep(
                 entries[entry.cell.folder.resolve()] = entry
     first = next(iter(entries.values()))
     ordered = [entries[place] for place in sorted(entries, key=lambda each: (each.name, each))]
-    plans = [sweeps[place] for place in sorted(sweeps, key=lambda each: (each.name, each))]
+    places = sorted(sweeps, key=lambda each: (each.name, each))
+    plans = [sweeps[place] for place in places]
     warnings = [f"not in the plan of its sweep, left out: {name}" for name in sorted(set(strays))]
     wanted = baseline or _agreed(plans, "baseline", warnings)
-    cells, chosen = _name(ordered, wanted, first, warnings)
-    cells = _once(cells, warnings)
+    named, chosen = _name(ordered, wanted, first, warnings)
+    members: dict[Path, _Members] = {place: {} for place in places}
+    for entry, cell in zip(ordered, named, strict=True):
+        home = homes.get(cell.folder.resolve())
+        if home is not None and entry.name is not None:
+            members[home][entry.name, cell.variant] = None
+    cells = _once(named, warnings)
     if baseline is not None and not any(cell.variant == chosen for cell in cells):
         there = ", ".join(sorted({cell.variant for cell in cells}))
         raise ValueError(f"there is no variant {baseline} to be the baseline: there are {there}")
     own = next((cell.config for cell in cells if cell.variant == chosen and cell.config), {})
+
+    ran = [place for place in places if chosen in {label for _, label in members[place]}]
+    claimed = [place for place in ran if (sweeps[place].get("baseline"), chosen) in members[place]]
+    deciding = [sweeps[place] for place in ran] or plans
+    planned = _agreed(deciding, "primary", warnings) or own.get("evaluation", {}).get("primary")
+    afterwards = []
+    if baseline is not None and not claimed:
+        afterwards.append(f"the baseline {chosen}")
+    if primary is not None and primary != planned:
+        afterwards.append(f"the metric {primary}")
+    if afterwards:
+        warnings.append(f"chosen after the cells were run: {' and '.join(afterwards)}")
+    untested = [place for place in places if place not in claimed]
+    if any(sweeps[place].get(key) for place in untested for key in ("tips", "better")):
+        warnings.append(
+            f"the claims of {', '.join(place.name for place in untested)} are not judged: they are "
+            f"made against another baseline than {chosen}"
+        )
+    factorial = next((place for place in ran or places if sweeps[place].get("factors")), None)
     return (
         Plan(
             title=_title(folders, sweeps),
             commands=[plan["command"] for plan in plans if plan.get("command")],
             baseline=chosen,
-            primary=primary
-            or _agreed(plans, "primary", warnings)
-            or own.get("evaluation", {}).get("primary"),
-            answers_primary=primary or _agreed(plans, "answers_primary", warnings),
-            relevant=_agreed(plans, "relevant", warnings) or _RELEVANT,
-            budget=_agreed(plans, "budget", warnings),
+            primary=primary or planned,
+            answers_primary=primary or _agreed(deciding, "answers_primary", warnings),
+            relevant=_agreed(deciding, "relevant", warnings) or _RELEVANT,
+            budget=_agreed(deciding, "budget", warnings),
             seeds=sorted({cell.seed for cell in cells}),
-            tips=_merged(plans, "tips"),
+            tips=_claims("tips", claimed, sweeps, members),
             left_out=_merged(plans, "left_out"),
             warnings=warnings,
-            better=_merged(plans, "better"),
-            factors=next((plan["factors"] for plan in plans if plan.get("factors")), []),
+            better=_claims("better", claimed, sweeps, members),
+            factors=sweeps[factorial]["factors"] if factorial else [],
+            design=_design(sweeps[factorial], members[factorial]) if factorial else {},
         ),
         cells,
     )
-
-
-def observations(cell: Cell, metric: str) -> dict[str, Observation]:
-    """What every held-out example got in ``cell``, by ``<source>/<id>``; empty when unmeasured.
-
-    metric: one of ``measured_losses`` or ``measured_scores``.
-    """
-    losses = measured_losses(cell)
-    if metric in losses:
-        return losses[metric]
-    scores = measured_scores(cell).get(metric, {})
-    return {key: Observation(score, 1.0) for key, score in scores.items()}
 
 
 def measured_losses(cell: Cell) -> dict[str, dict[str, Observation]]:
@@ -231,9 +251,9 @@ def measured_scores(cell: Cell) -> dict[str, dict[str, float]]:
 
 def recorded(cell: Cell) -> dict[str, float]:
     """The metrics after training as the cell's own ``result.json`` has them."""
-    phases = cell.result.get("metrics")
-    rows = phases.get("after") if isinstance(phases, dict) else None
-    return {row["name"]: row["value"] for row in rows or () if row["value"] is not None}
+    return {
+        row["name"]: row["value"] for row in _metric_rows(cell.result) if row["value"] is not None
+    }
 
 
 def head_scores(cells: Iterable[Cell]) -> list[str]:
@@ -259,10 +279,11 @@ def _open(folder: Path) -> tuple[list[_Entry], dict[str, Any] | None]:
     if (folder / "sweep.json").is_file():
         try:
             plan = _object(folder / "sweep.json")
-            planned = [(folder / cell["folder"], cell) for cell in plan["cells"]]
-            return [_read(each, about) for each, about in planned], plan
-        except (ValueError, KeyError, TypeError) as error:
+            if not plan.get("cells"):
+                raise ValueError("it plans no cells")
+        except (ValueError, OSError) as error:
             raise ValueError(f"{folder / 'sweep.json'} is damaged: {_short(error)}") from None
+        return [_read(folder / cell["folder"], cell) for cell in plan["cells"]], plan
     if _is_run(folder):
         return [_read(folder, None)], None
     runs = [each for each in sorted(folder.iterdir()) if _is_run(each)] if folder.is_dir() else []
@@ -294,25 +315,21 @@ def _read(folder: Path, planned: dict[str, Any] | None) -> _Entry:
 
     about = {**(planned or {}), **attempt("cell.json")}
     config, result = attempt("config.yaml"), attempt("result.json")
-    if config and not _is_config(config):
-        problems.append("config.yaml is damaged: it lacks sections")
-        config = {}
     provenance, data = attempt("provenance.json"), attempt("data.json")
     rows: dict[str, list[dict[str, Any]]] = {}
-    for name in ("losses", "samples"):
+    for name, reader in (("losses", _loss_row), ("samples", _sample_row)):
         try:
-            rows[name] = _after(folder / f"{name}.jsonl")
+            rows[name] = _after(folder / f"{name}.jsonl", reader)
         except (ValueError, OSError) as error:
             problems.append(f"{name}.jsonl is damaged: {_short(error)}")
             rows[name] = []
+    if not problems and result.get("status") == CellStatus.finished:
+        problems += _unlike_the_record(result, rows["losses"], rows["samples"])
     status, reason = _status(folder, config, result, problems)
-    adapter = folder / "adapter"
-    weights = [*adapter.glob("*.safetensors"), *adapter.glob("*.bin")] if config else []
-    seed = config.get("seed", about.get("seed", 0))
     cell = Cell(
         folder=folder,
         variant="",
-        seed=seed if isinstance(seed, int) else 0,
+        seed=config.get("seed", about.get("seed")) or 0,
         status=status,
         reason=reason,
         fingerprint=about.get("fingerprint"),
@@ -325,16 +342,58 @@ def _read(folder: Path, planned: dict[str, Any] | None) -> _Entry:
         losses=rows["losses"],
         samples=rows["samples"],
         curve=_curve(folder / "metrics.jsonl"),
-        adapter_bytes=sum(file.stat().st_size for file in weights) or None,
+        adapter_bytes=_size(folder / "adapter") if config else None,
     )
     return _Entry(cell, about.get("variant"))
 
 
-def _is_config(values: dict[str, Any]) -> bool:
-    data = values.get("data")
-    return {"lora", "trainer", "evaluation"} <= values.keys() and (
-        isinstance(data, dict) and isinstance(data.get("sources"), dict)
-    )
+def _size(adapter: Path) -> int | None:
+    """Bytes of the trained weights; None without any."""
+    files = [*adapter.glob("*.safetensors"), *adapter.glob("*.bin")]
+    return sum(file.stat().st_size for file in files if file.is_file()) or None
+
+
+def _metric_rows(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return (result.get("metrics") or {}).get("after") or []
+
+
+def _unlike_the_record(
+    result: Mapping[str, Any],
+    losses: Sequence[Mapping[str, Any]],
+    samples: Sequence[Mapping[str, Any]],
+) -> list[str]:
+    """What ``result.json`` recorded that the rows cannot have made: a part of them is gone."""
+    nats: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for row in losses:
+        for source in ("all", row["source"]):
+            nats[f"loss/{source}"].append((row["loss"], row["tokens"]))
+    asked: dict[str, set[str]] = defaultdict(set)
+    for row in samples:
+        for score in row["scores"]:
+            asked[f"{score}/{row['source']}"].add(row["id"])
+    problems: dict[str, str] = {}
+    for metric in _metric_rows(result):
+        name, value, n = metric["name"], metric["value"], metric["n"]
+        what = name.partition("/")[0]
+        if what == "loss":
+            file, found = "losses.jsonl", len(nats[name])
+        elif name != "score/all" and not what.startswith("pass@"):
+            file, found = "samples.jsonl", len(asked[name])
+        else:
+            continue  # made of the others
+        if found != n:
+            told = f"holds {found} examples of {name} where result.json counts {n}"
+        elif what == "loss" and found and not _is_ratio(nats[name], value):
+            told = f"does not add up to the {name} in result.json"
+        else:
+            continue
+        problems.setdefault(file, f"{file} is damaged or missing: it {told}")
+    return list(problems.values())
+
+
+def _is_ratio(parts: Sequence[tuple[float, float]], value: float | None) -> bool:
+    nats, tokens = (math.fsum(each) for each in zip(*parts, strict=True))
+    return value is not None and math.isclose(nats / tokens, value, rel_tol=1e-6, abs_tol=1e-12)
 
 
 def _status(
@@ -351,8 +410,9 @@ def _status(
         return CellStatus.damaged, f"result.json is damaged: its status is {status}"
     if status == CellStatus.finished and not config:
         return CellStatus.damaged, "it has no config.yaml"
-    error = result.get("error")
-    return CellStatus(status), one_line(str(error)) if error else None
+    error = one_line(str(result.get("error") or ""))
+    # Ctrl-C has no words of its own.
+    return CellStatus(status), "interrupted" if error == "KeyboardInterrupt:" else error or None
 
 
 def _object(path: Path) -> dict[str, Any]:
@@ -361,6 +421,7 @@ def _object(path: Path) -> dict[str, Any]:
     values = _yaml(text) if path.suffix == ".yaml" else json.loads(text)
     if not isinstance(values, dict):
         raise ValueError("it holds no keys and values")
+    check_shape(path.name, values)
     return values
 
 
@@ -387,8 +448,11 @@ def _parsed(text: str) -> Any:
         raise ValueError(_short(error)) from None
 
 
-def _after(path: Path) -> list[dict[str, Any]]:
-    """The rows of the phase after training; [] without the file. ValueError for a broken row."""
+def _after(path: Path, read: Callable[[Any], tuple[str, str]]) -> list[dict[str, Any]]:
+    """The rows of the phase after training; [] without the file. ValueError for a broken row.
+
+    read: the source and the id of a row, once it is checked.
+    """
     if not path.exists():
         return []
     rows = []
@@ -398,14 +462,33 @@ def _after(path: Path) -> list[dict[str, Any]]:
             continue
         try:
             row = json.loads(line)
-            values = [row["loss"], 1 / row["tokens"]] if "loss" in row else row["scores"].values()
-            if not all(map(math.isfinite, values)):
-                raise ValueError("a value is no number")
+            source, name = read(row)
             if row["phase"] == "after":
-                rows.append({**row, "id": f"{row['source']}/{row['id']}"})
-        except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
+                rows.append({**row, "id": f"{source}/{name}"})
+        except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
             raise ValueError(f"line {number}: {_short(error)}") from None
     return rows
+
+
+def _loss_row(row: Any) -> tuple[str, str]:
+    if not all(map(math.isfinite, (row["loss"], 1 / row["tokens"]))):
+        raise ValueError("a value is no number")
+    return _text(row, "source"), _text(row, "id")
+
+
+def _sample_row(row: Any) -> tuple[str, str]:
+    if not all(map(math.isfinite, row["scores"].values())):
+        raise ValueError("a value is no number")
+    for key in ("prompt", "completion", "reference"):
+        _text(row, key)
+    return _text(row, "source"), _text(row, "id")
+
+
+def _text(row: Mapping[str, Any], key: str) -> str:
+    value = row[key]
+    if not isinstance(value, str):
+        raise ValueError(f"{key} is no text")
+    return value
 
 
 def _curve(path: Path) -> list[tuple[int, float]]:
@@ -421,7 +504,7 @@ def _curve(path: Path) -> list[tuple[int, float]]:
         try:
             row = json.loads(line)
             step, loss = int(row["step"]), float(row["train/loss"])
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError):
             continue
         if math.isfinite(loss):
             points[step] = loss
@@ -582,6 +665,34 @@ def _merged(plans: list[dict[str, Any]], key: str) -> dict[str, str]:
     for plan in reversed(plans):
         merged |= plan.get(key) or {}
     return dict(sorted(merged.items()))
+
+
+def _claims(
+    key: str,
+    claimed: Sequence[Path],
+    sweeps: Mapping[Path, dict[str, Any]],
+    members: Mapping[Path, _Members],
+) -> dict[str, str]:
+    """Variant -> claim. A name that was told apart has its claim in the sweeps that made it."""
+    labels: dict[str, set[str]] = defaultdict(set)
+    for place in claimed:
+        for name, label in members[place]:
+            labels[name].add(label)
+    merged = _merged([sweeps[place] for place in claimed], key)
+    return dict(
+        sorted(
+            (label, claim) for name, claim in merged.items() for label in labels.get(name, {name})
+        )
+    )
+
+
+def _design(plan: Mapping[str, Any], members: _Members) -> dict[str, list[str]]:
+    """The variants of a sweep that combine its factors alone, without any of them first."""
+    parts = {
+        label: [] if name == plan.get("baseline") else name.split("+") for name, label in members
+    }
+    own = {label: each for label, each in parts.items() if set(each) <= set(plan["factors"])}
+    return dict(sorted(own.items(), key=lambda pair: (len(pair[1]) > 0, pair[0])))
 
 
 def _title(folders: Sequence[Path], sweeps: Mapping[Path, Any]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 from dollyllama.card import markdown_table
 from dollyllama.files import write_text
 from dollyllama.study import wording
-from dollyllama.study.analyse import COSTS, Comparison, Study, Variant, analyse, ranked
+from dollyllama.study.analyse import COSTS, Comparison, Study, Variant, analyse, effects, ranked
 from dollyllama.study.page import page
 from dollyllama.study.records import Cell, CellStatus, read_sweep, recorded
 
@@ -24,14 +24,19 @@ def write_report(
     *,
     baseline: str | None = None,
     primary: str | None = None,
+    selected: bool = False,
 ) -> Study:
     """Write ``report.html``, ``report.md``, ``report.csv`` and ``cells.csv`` into ``folder``.
 
     folders, baseline, primary: see ``records.read_sweep``, also for its ValueErrors; another is for
-    a ``primary`` that no finished cell measured. What is written depends on the contents of
-    ``folders`` alone: the same twice, byte for byte.
+    a ``primary`` that no finished cell measured. selected: the baseline was taken because it came
+    out best of these very cells, which the report then says. What is written depends on the
+    contents of ``folders`` alone: the same twice, byte for byte.
     """
-    study = analyse(*read_sweep(folders, baseline=baseline, primary=primary))
+    plan, cells = read_sweep(folders, baseline=baseline, primary=primary)
+    if selected:
+        plan = replace(plan, warnings=[_SELECTED.format(plan.baseline), *plan.warnings])
+    study = analyse(plan, cells)
     if primary is not None:
         _check_primary(study, primary)
     write_text(folder / "report.html", page(study))
@@ -39,6 +44,12 @@ def write_report(
     write_text(folder / "report.csv", effects_csv(study))
     write_text(folder / "cells.csv", cells_csv(study))
     return study
+
+
+_SELECTED = (
+    "the baseline {} is the best of these very cells: it is lucky as well as good, so that all "
+    "others look worse than they are; compare it over seeds of its own"
+)
 
 
 def _check_primary(study: Study, primary: str) -> None:
@@ -88,7 +99,9 @@ def markdown(study: Study) -> str:
     if study.joint:
         lines = [f"- {each.variant}: {_joint(each)}" for each in study.joint]
         parts += ["## Together", _TOGETHER, "\n".join(lines)]
-    parts += ["## Costs", markdown_table(*_cost_table(study))]
+    titles, costs = wording.cost_table(study)
+    rows = [[name, *values] for name, values in costs]
+    parts += ["## Costs", markdown_table(["variant", *titles], rows)]
     if failures := _failures(study):
         rows = [[cell.folder.name, str(cell.status), cell.reason or ""] for cell in failures]
         parts += ["## Cells without a result", markdown_table(("cell", "status", "why"), rows)]
@@ -104,13 +117,14 @@ def markdown(study: Study) -> str:
 
 _READING = (
     "Each effect is the variant less the baseline, paired by seed and held-out example, with its "
-    "95 % interval. p is corrected (Holm) over the claims, and over the other variants. Inside the "
-    "group without a detected difference the order is alphabetical: it says nothing."
+    "95 % interval. p is also corrected (Holm) over the claims, and over the other variants: the "
+    "corrected one decides. Inside the group without a detected difference the order is "
+    "alphabetical: it says nothing."
 )
 
 _TOGETHER = (
     "Main effects of the factors, and interactions (a × b): what two changes do beyond the sum of "
-    "what each does. p is corrected among these."
+    "what each does. p is corrected among these too."
 )
 
 _EFFECT_COLUMNS = (
@@ -123,19 +137,10 @@ _EFFECT_COLUMNS = (
 
 def effects_csv(study: Study) -> str:
     """A line for each variant and metric."""
-    rows = [
-        (each, "primary" if each.primary else "exploratory")
-        for variant in study.variants
-        for each in ([variant.comparison] if variant.comparison is not None else [])
-        + variant.exploratory
-    ]
-    rows += [
-        (each, "interaction" if " × " in each.variant else "main effect") for each in study.joint
-    ]
-    return _csv(_EFFECT_COLUMNS, [_effect_row(each, role) for each, role in rows])
+    return _csv(_EFFECT_COLUMNS, [_effect_row(role, each) for role, each in effects(study)])
 
 
-def _effect_row(each: Comparison, role: str) -> dict[str, Any]:
+def _effect_row(role: str, each: Comparison) -> dict[str, Any]:
     values = asdict(each)
     effect = values.pop("effect") or {}
     del values["primary"]
@@ -143,9 +148,9 @@ def _effect_row(each: Comparison, role: str) -> dict[str, Any]:
 
 
 def _joint(each: Comparison) -> str:
-    """An effect of the design with its corrected p."""
-    p = "" if each.corrected_p is None else f" (p {wording.probability(each.corrected_p)})"
-    return f"{wording.told(each)}{p}"
+    """An effect of the design with its p."""
+    p = wording.p_values(each)
+    return f"{wording.told(each)} (p {p})" if p else wording.told(each)
 
 
 def cells_csv(study: Study) -> str:
@@ -175,28 +180,13 @@ def _row(variant: Variant) -> list[str]:
     comparison = variant.comparison
     if comparison is None or comparison.effect is None:
         return [name, value, "", "", wording.verdict(variant)]
-    p = comparison.corrected_p
     return [
         name,
         value,
         wording.change(comparison.metric, comparison.effect),
-        "" if p is None else wording.probability(p),
+        wording.p_values(comparison),
         wording.verdict(variant),
     ]
-
-
-def _cost_table(study: Study) -> tuple[list[str], list[list[str]]]:
-    names = [name for name in COSTS if any(name in each.costs for each in study.variants)]
-    header = ["variant", *(wording.COST_TITLES[name][0] for name in names)]
-    rows = [
-        [
-            each.name,
-            *(wording.cost(name, each.costs[name]) if name in each.costs else "" for name in names),
-        ]
-        for each in study.variants
-        if each.costs
-    ]
-    return header, rows
 
 
 def _failures(study: Study) -> list[Cell]:
@@ -205,7 +195,8 @@ def _failures(study: Study) -> list[Cell]:
 
 
 def _why(cell: Cell) -> str:
-    return f"{cell.status}: {cell.reason}" if cell.reason else str(cell.status)
+    told = cell.reason is not None and cell.reason != cell.status
+    return f"{cell.status}: {cell.reason}" if told else str(cell.status)
 
 
 def _csv(header: Sequence[str], rows: Iterable[dict[str, Any]]) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from dollyllama.config import fingerprint
 from dollyllama.redact import redact
-from dollyllama.study.analyse import Comparison, Study
+from dollyllama.study.analyse import Comparison, Study, effects
 from dollyllama.study.dashboard import EFFECTS, FOREST, REPORT, STUDY_JOB
 from dollyllama.tracking import open_wandb, resolve_mode, study_group
 
@@ -77,8 +77,8 @@ def log_study(
 
 def effect_rows(study: Study) -> list[dict[str, Any]]:
     """Every comparison of the study as a row of equal keys, the primary ones first."""
-    exploratory = [each for variant in study.variants for each in variant.exploratory]
-    return [_row(each) for each in (*study.comparisons, *exploratory)]
+    rows = sorted(effects(study), key=lambda pair: pair[0] != "primary")
+    return [_row(role, each) for role, each in rows]
 
 
 def draw_forest(study: Study, path: Path) -> bool:
@@ -123,12 +123,12 @@ def _draw_effects(axes: Axes, metric: str, group: list[Comparison], *, baseline:
     axes.grid(axis="x", alpha=0.2)
 
 
-def _row(each: Comparison) -> dict[str, Any]:
+def _row(role: str, each: Comparison) -> dict[str, Any]:
     effect = each.effect
     return {
         "variant": each.variant,
         "metric": each.metric,
-        "kind": "primary" if each.primary else "exploratory",
+        "kind": role,
         "verdict": str(each.verdict) if each.verdict else None,
         "standing": str(each.standing),
         "baseline": each.baseline,

@@ -40,7 +40,7 @@ _VERDICT_OF_VARIANT = {
 
 def level(metric: str, value: float) -> str:
     """A value of a metric: losses and lengths in their own unit, the rest in percent."""
-    if _is_share(metric):
+    if is_share(metric):
         return f"{100 * value:.1f} %"
     return f"{value:.1f}" if _is_length(metric) else f"{value:.3f}"
 
@@ -49,7 +49,9 @@ def level_with_interval(metric: str, effect: Effect) -> str:
     """``0.153 (0.131 to 0.175)``, without the interval where there is none."""
     if effect.low is None or effect.high is None:
         return level(metric, effect.value)
-    low, high = level(metric, effect.low), level(metric, effect.high)
+    # An interval by Student's t knows nothing of the ends that no value passes.
+    most = 1.0 if is_share(metric) else math.inf
+    low, high = (level(metric, min(most, max(0.0, end))) for end in (effect.low, effect.high))
     return f"{level(metric, effect.value)} ({low.removesuffix(' %')} to {high})"
 
 
@@ -58,7 +60,7 @@ def size(metric: str, value: float, *, like: Effect | None = None) -> str:
 
     like: an effect to whose precision it is rounded.
     """
-    scale, unit = (100, " points") if _is_share(metric) else (1, "")
+    scale, unit = (100, " points") if is_share(metric) else (1, "")
     return f"{abs(value) * scale:.{_decimals(metric, like)}f}{unit}"
 
 
@@ -66,7 +68,7 @@ def change(metric: str, effect: Effect) -> str:
     """``+0.031 (+0.022 to +0.040)``; shares in percentage points."""
     if _is_nothing(effect):
         return "0, exactly"
-    scale, unit = (100, " points") if _is_share(metric) else (1, "")
+    scale, unit = (100, " points") if is_share(metric) else (1, "")
     decimals = _decimals(metric, effect)
 
     def signed(value: float) -> str:
@@ -79,8 +81,8 @@ def change(metric: str, effect: Effect) -> str:
 
 def short_change(metric: str, effect: Effect) -> str:
     """``+0.031``, in percentage points without the word: for narrow columns."""
-    scale = 100 if _is_share(metric) else 1
-    decimals = 1 if _is_share(metric) else 3
+    scale = 100 if is_share(metric) else 1
+    decimals = 1 if is_share(metric) else 3
     return _signed(effect.value * scale, decimals)
 
 
@@ -107,7 +109,7 @@ def verdict(variant: Variant) -> str:
     if comparison.effect.low is None:
         return "one seed" if comparison.effect.seeds == 1 else "no interval"
     if comparison.verdict is None:
-        return ""
+        return "different" if comparison.standing is Standing.different else ""
     if variant.tip:
         return str(comparison.verdict)
     if comparison.verdict is Verdict.undecided and _is_suggestive(comparison):
@@ -152,12 +154,24 @@ def told(comparison: Comparison, *, start: str = "") -> str:
         return f"no difference that matters: {change(metric, effect)}, within ±{margin}"
     found = f"no difference detected: {change(metric, effect)}"
     if _is_suggestive(comparison):
-        found = (
-            f"not settled: {change(metric, effect)}, which correction for their number overrules"
-        )
-    if comparison.detectable is None:
+        found = f"{change(metric, effect)}, which the correction for many comparisons overrules"
+    smallest = detectable(comparison)
+    if smallest is None:
         return found
-    return f"{found}; smallest detectable effect {size(metric, comparison.detectable)}"
+    return f"{found}; {smallest}"
+
+
+def detectable(comparison: Comparison) -> str | None:
+    """What this many seeds and examples would find; None where that is not known."""
+    found, metric = comparison.detectable, comparison.metric
+    if found is None:
+        return None
+    if is_share(metric) and found > 1:
+        return "no possible effect would have been found"
+    # A loss can rise without end, but not fall below 0.
+    if direction(metric) < 0 and comparison.baseline is not None and found > comparison.baseline:
+        return "no possible improvement would have been found"
+    return f"smallest detectable effect {size(metric, found)}"
 
 
 def _is_suggestive(comparison: Comparison) -> bool:
@@ -189,6 +203,31 @@ def probability(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
+def p_values(comparison: Comparison) -> str:
+    """``0.008, corrected 0.067``; one of them where they are the same, "" without any."""
+    effect, corrected = comparison.effect, comparison.corrected_p
+    if effect is None or effect.p is None:
+        return ""
+    raw = probability(effect.p)
+    if corrected is None or probability(corrected) == raw:
+        return raw
+    return f"{raw}, corrected {probability(corrected)}"
+
+
+def cost_table(study: Study, *, nothing: str = "") -> tuple[list[str], list[tuple[str, list[str]]]]:
+    """Titles of what was measured, and each variant with its values, or ``nothing``."""
+    names = [name for name in COSTS if any(name in each.costs for each in study.variants)]
+    rows = [
+        (
+            each.name,
+            [cost(name, each.costs[name]) if name in each.costs else nothing for name in names],
+        )
+        for each in study.variants
+        if each.costs
+    ]
+    return [COST_TITLES[name][0] for name in names], rows
+
+
 def headline(study: Study) -> str:
     """The study in one line."""
     plan = study.plan
@@ -216,7 +255,8 @@ def _is_length(metric: str) -> bool:
     return metric.partition("/")[0] in LENGTHS
 
 
-def _is_share(metric: str) -> bool:
+def is_share(metric: str) -> bool:
+    """Whether its values are from 0 to 1, told in percent."""
     return not _is_length(metric) and metric.partition("/")[0] != "loss"
 
 
@@ -225,7 +265,7 @@ def _decimals(metric: str, effect: Effect | None) -> int:
     least, most = (3, 5) if metric.startswith("loss/") else (1, 2)
     if effect is None or effect.low is None or effect.high is None:
         return least
-    half = (effect.high - effect.low) / 2 * (100 if _is_share(metric) else 1)
+    half = (effect.high - effect.low) / 2 * (100 if is_share(metric) else 1)
     if half <= 0:
         return least
     return min(most, max(least, 1 - math.floor(math.log10(half))))

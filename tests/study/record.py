@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 from omegaconf import OmegaConf
 
-from dollyllama.files import write_json, write_json_lines, write_text
+from dollyllama.files import read_json_lines, write_json, write_json_lines, write_text
 from tests import run_record
 
 #: Source -> its head score, and one more that its grader gives.
@@ -110,23 +111,33 @@ def metrics(
     loss_rows: list[dict[str, Any]], sample_rows: list[dict[str, Any]]
 ) -> list[dict[str, Any]]:
     """What ``result.json`` says of them, by plain means."""
-    values: dict[str, float] = {}
+    values: dict[str, tuple[float, int]] = {}
     if loss_rows:
         for source in ("all", *SOURCES):
-            own = [row for row in loss_rows if source in ("all", row["source"])]
-            tokens = sum(row["tokens"] for row in own)
-            values[f"loss/{source}"] = sum(row["loss"] for row in own) / tokens
+            if own := [row for row in loss_rows if source in ("all", row["source"])]:
+                tokens = sum(row["tokens"] for row in own)
+                values[f"loss/{source}"] = sum(row["loss"] for row in own) / tokens, len(own)
     if sample_rows:
         heads = []
         for source, (head, _) in SOURCES.items():
             scores = [row["scores"][head] for row in sample_rows if row["source"] == source]
-            values[f"{head}/{source}"] = sum(scores) / len(scores)
+            values[f"{head}/{source}"] = sum(scores) / len(scores), len(scores)
             heads.append(values[f"{head}/{source}"])
-        values["score/all"] = sum(heads) / len(heads)
+        values["score/all"] = (
+            sum(mean for mean, _ in heads) / len(heads),
+            sum(n for _, n in heads),
+        )
     return [
-        {"name": name, "value": value, "standard_error": None, "n": 10}
-        for name, value in values.items()
+        {"name": name, "value": value, "standard_error": None, "n": n}
+        for name, (value, n) in values.items()
     ]
+
+
+def measure_again(folder: Path) -> None:
+    """Let ``result.json`` say what the changed rows of a cell make up."""
+    rows = [read_json_lines(folder / f"{name}.jsonl") for name in ("losses", "samples")]
+    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    write_json(folder / "result.json", {**result, "metrics": {"after": metrics(*rows)}})
 
 
 def write_cell(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 from itertools import combinations
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from dollyllama.files import read_json_lines, write_json_lines
+from dollyllama.files import read_json_lines, write_json, write_json_lines
 from dollyllama.study import wording
 from dollyllama.study.analyse import (
     Comparison,
@@ -22,7 +23,7 @@ from dollyllama.study.analyse import (
     direction,
     ranked,
 )
-from dollyllama.study.compare import Verdict
+from dollyllama.study.compare import Effect, Verdict
 from dollyllama.study.records import read_sweep
 from tests.study import record as study_record
 
@@ -91,6 +92,7 @@ def test_sources_weigh_the_same_in_the_overall_score(sweep: Path) -> None:
             folder / "samples.jsonl",
             [row for row in rows if row["source"] != "sql" or row["id"] in few],
         )
+        study_record.measure_again(folder)
     for seed in range(3):
         scores = {}
         for name in ("nucleus", "baseline"):
@@ -194,7 +196,7 @@ def test_variants_that_were_also_run_together_are_tested_for_interaction(tmp_pat
 def factorial(tmp_path: Path) -> Path:
     """a costs 0.1, b 0.2, c nothing; a and b together 0.3 on top."""
     names = ["+".join(each) for size in range(4) for each in combinations(["a", "b", "c"], size)]
-    variants = {}
+    variants: dict[str, dict[str, Any]] = {}
     for place, name in enumerate(names):
         a, b = "a" in name, "b" in name
         shift = 0.1 * a + 0.2 * b + 0.3 * (a and b)
@@ -215,6 +217,20 @@ def test_a_factorial_design_tells_main_effects_and_interactions(tmp_path: Path) 
     assert found["a × b"].standing is Standing.worse
     assert found["c"].standing is Standing.no_difference
     assert not study.warnings
+
+
+def test_a_design_is_of_its_own_sweeps_variants(tmp_path: Path) -> None:
+    """Those of another sweep, of a half factorial say, are no part of it."""
+    alone = factorial(tmp_path / "whole")
+    other = study_record.write_sweep(
+        tmp_path / "tips", {"baseline": {}, "b": {"shift": 0.9}, "d": {"settings": {"lora__r": 99}}}
+    )
+    apart, together = study_of(alone).joint, study_of(alone, other).joint
+    assert [each.variant for each in together] == ["a", "b", "c", "a × b", "a × c", "b × c"]
+    for ours, theirs in zip(together, apart, strict=True):
+        assert ours.effect is not None
+        assert theirs.effect is not None
+        assert ours.effect.value == pytest.approx(theirs.effect.value, abs=1e-12)
 
 
 def test_an_unfinished_design_says_so(tmp_path: Path) -> None:
@@ -306,11 +322,78 @@ def test_a_study_without_its_baseline_says_so(sweep: Path) -> None:
     assert [standing for standing, _ in ranked(study)] == [Standing.unknown]
 
 
-def test_a_metric_without_a_row_for_each_example_cannot_be_paired(sweep: Path) -> None:
+def test_a_metric_that_was_not_measured_cannot_be_paired(sweep: Path) -> None:
     for folder in sweep.glob("rank_8.*"):
-        (folder / "losses.jsonl").unlink()
+        write_json_lines(folder / "losses.jsonl", [])
+        study_record.measure_again(folder)
     comparison = primary(study_of(sweep), "rank_8")
     assert comparison.missing == "loss/all was not measured example by example"
+
+
+def test_a_truncated_file_costs_its_seed_alone(sweep: Path) -> None:
+    """Not the metric, and not the other seeds."""
+    path = sweep / "rank_8.seed_1" / "losses.jsonl"
+    write_json_lines(path, read_json_lines(path)[:20])
+    study = study_of(sweep)
+    assert primary(study, "rank_8").effect == without_seed_1(sweep, "rank_8")
+    assert "rank_8 lacks seed 1 (damaged): 2 pairs compared" in study.warnings
+    assert named(study, "rank_4").exploratory == named(study_of(sweep), "rank_4").exploratory
+    # Of the baseline it costs every variant that seed, and nothing more.
+    path = sweep / "baseline.seed_2" / "losses.jsonl"
+    path.unlink()
+    effect = primary(study_of(sweep), "rank_4").effect
+    assert effect is not None
+    assert (effect.seeds, effect.examples) == (2, 40)
+
+
+def without_seed_1(sweep: Path, name: str) -> Effect | None:
+    plan, cells = read_sweep([sweep])
+    return primary(analyse(plan, [cell for cell in cells if cell.seed != 1]), name).effect
+
+
+def test_a_seed_that_lacks_a_metric_is_left_out_of_it_alone(sweep: Path) -> None:
+    folder = sweep / "rank_8.seed_1"
+    write_json_lines(folder / "losses.jsonl", [])
+    study_record.measure_again(folder)
+    study = study_of(sweep)
+    assert primary(study, "rank_8").effect == without_seed_1(sweep, "rank_8")
+    other = {each.metric: each.effect for each in named(study, "rank_8").exploratory}
+    score = other["score/all"]
+    assert score is not None
+    assert score.seeds == 3
+    assert "rank_8 has no loss/all for seed 1: left out of it" in study.warnings
+
+
+def test_a_length_is_neither_better_nor_worse(sweep: Path) -> None:
+    """Of a claim, too, a length says nothing."""
+    for folder in sweep.glob("rank_32.*"):
+        rows = read_json_lines(folder / "samples.jsonl")
+        for row in rows:
+            row["scores"]["tokens"] += 5
+        write_json_lines(folder / "samples.jsonl", rows)
+    study = study_of(sweep, primary="tokens/sql")
+    found = named(study, "rank_32")
+    assert (primary(study, "rank_32").standing, primary(study, "rank_32").verdict) == (
+        *(Standing.different, None),
+    )
+    assert found.tip
+    assert wording.verdict(found) == "different"
+
+
+def test_the_level_is_of_the_examples_that_are_compared(sweep: Path) -> None:
+    for folder in sweep.glob("rank_8.*"):
+        rows = read_json_lines(folder / "losses.jsonl")
+        for row in rows[:4]:
+            row["id"], row["loss"] = f"new{row['id']}", row["loss"] + 1000
+        write_json_lines(folder / "losses.jsonl", rows)
+        study_record.measure_again(folder)
+    study = study_of(sweep)
+    comparison, level = primary(study, "rank_8"), named(study, "rank_8").level
+    assert comparison.effect is not None
+    assert comparison.baseline is not None
+    assert comparison.unpaired == 4
+    assert level is not None
+    assert level.value == pytest.approx(comparison.baseline + comparison.effect.value, rel=1e-9)
 
 
 def test_a_primary_metric_that_was_not_measured_is_told(sweep: Path) -> None:
@@ -357,8 +440,11 @@ def test_costs_have_their_spread(sweep: Path) -> None:
     seconds = named(study, "baseline").costs["training_seconds"]
     assert (seconds.mean, seconds.low, seconds.high, seconds.n) == (61.0, 60.0, 62.0, 3)
     assert named(study, "baseline").costs["adapter_bytes"].mean == 4096
-    # Another cell's training is not its cost.
+    # Another cell's training is not its cost, wherever its record comes from.
     assert "training_seconds" not in named(study, "nucleus").costs
+    path = sweep / "nucleus.seed_0" / "result.json"
+    write_json(path, json.loads((sweep / "baseline.seed_0" / "result.json").read_text()))
+    assert "training_seconds" not in named(study_of(sweep), "nucleus").costs
     assert named(study, "nucleus").costs["evaluation_seconds"].mean == 10.0
 
 

@@ -47,17 +47,44 @@ def test_labels_say_no_more_than_tells_them_apart() -> None:
     assert tick_labels([1000, 2000]) == ["1,000", "2,000"]
 
 
-def test_one_wild_effect_does_not_squeeze_the_others() -> None:
-    extents = [(-0.01, 0.01)] * 9 + [(0.6, 0.8)]
+def test_one_wild_interval_does_not_squeeze_the_others() -> None:
+    extents = [(-0.01, 0.01)] * 9 + [(-0.2, 0.8)]
     scale = effect_scale(extents, margin=0.005)
+    assert scale.bend is None
     assert scale.low < -0.01
     assert 0.01 < scale.high < 0.1
-    cut = interval(0.7, 0.6, 0.8, scale=scale, margin=0.005, title="sgd")
+    beyond = interval(0.3, -0.2, 0.8, scale=scale, margin=0.005, title="sgd")
+    # The effect lies beyond the one edge, its interval beyond the other too.
+    assert "▹" in beyond
+    assert "◂" in beyond
+    assert "circle" not in beyond
+    assert "▹" in interval(0.3, None, None, scale=scale, margin=0.005, title="one seed")
+    cut = interval(0.0, -0.01, 0.8, scale=scale, margin=0.005, title="sgd")
     assert "▸" in cut
-    assert "circle" not in cut
+    assert "circle" in cut
     whole = interval(0.0, -0.01, 0.01, scale=scale, margin=0.005, title="<rank>")
     assert "▸" not in whole
     assert "<title>&lt;rank&gt;</title>" in whole
+
+
+def test_clear_effects_are_whole_however_large() -> None:
+    small, clear = [(-0.01, 0.01)] * 9, [(0.6, 0.8), (-3.0, -2.0)]
+    scale = effect_scale(small + clear, margin=0.005, clear=clear)
+    shares = [scale.share(value) for value in (-3, -2, -0.01, 0, 0.01, 0.6, 0.8)]
+    assert shares == sorted(shares)
+    assert shares[0] > 0
+    assert shares[-1] < 1
+    # The small ones can still be seen.
+    assert shares[4] - shares[2] > 0.1
+    assert "circle" in interval(-2.5, -3, -2, scale=scale, margin=0.005, title="sgd")
+    ticks = scale.ticks()
+    assert ticks == sorted(ticks)
+    assert 0 in ticks
+    assert all(scale.low <= tick <= scale.high for tick in ticks)
+    assert {-1, 0.1} <= set(ticks)
+    assert ">+0.1</text>" in effect_axis(scale, percent=False)
+    # Where all are of a kind the axis stays even.
+    assert effect_scale([(0.1, 0.2), (0.2, 0.3)], 0.01, clear=[(0.2, 0.3)]).bend is None
 
 
 def test_an_interval_stands_where_its_scale_says() -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -13,14 +15,16 @@ from omegaconf import OmegaConf
 
 from dollyllama.evaluation.suite import pass_at
 from dollyllama.files import write_json, write_json_lines, write_text
+from dollyllama.study.analyse import analyse
+from dollyllama.study.page import page
 from dollyllama.study.records import (
     Cell,
     CellStatus,
+    Observation,
     differences,
     head_scores,
     measured_losses,
     measured_scores,
-    observations,
     read_sweep,
     recorded,
 )
@@ -146,34 +150,93 @@ def test_a_name_for_several_configs_is_told_apart(sweep: Path, tmp_path: Path) -
     assert not chosen.warnings
 
 
-DAMAGE = {
-    "config.yaml": ["", "a: [", "seed: 0\n", "- 1\n"],
-    "result.json": ['{"status": "fin', "[]", '{"status": "asleep"}'],
-    "provenance.json": ["{"],
-    "data.json": ["{"],
+ROW = {"phase": "after", "source": "sql", "id": "a"}
+ANSWER = {**ROW, "prompt": "?", "completion": "!", "reference": "!", "scores": {"exact": 1.0}}
+CONFIG = {"seed": 1, "lora": {}, "trainer": {}, "evaluation": {}, "data": {"sources": {}}}
+METRIC = {"name": "loss/all", "value": 0.5, "n": 40}
+
+#: File -> what it must not hold; values are written as JSON, which YAML reads too.
+DAMAGE: dict[str, list[Any]] = {
+    "config.yaml": [
+        *("", "a: [", "seed: 0\n", "- 1\n"),
+        *({**CONFIG, "evaluation": None}, {**CONFIG, "evaluation": {"primary": 5}}),
+        *({**CONFIG, "data": {"sources": {"x": None}}}, {**CONFIG, "seed": "one"}),
+        {**CONFIG, "model": "a name"},
+    ],
+    "result.json": [
+        *('{"status": "fin', "[]", '{"status": "asleep"}'),
+        *({"status": "finished", "train": []}, {"status": "finished", "seconds": 5}),
+        {"status": "finished", "train": {"seconds": "many"}},
+        {"status": "finished", "metrics": [1]},
+        {"status": "finished", "metrics": {"after": [{"name": "loss/all", "n": 40}]}},
+        {"status": "finished", "metrics": {"after": [{**METRIC, "value": "low"}]}},
+        {"status": "finished", "metrics": {"after": [{**METRIC, "name": None}]}},
+    ],
+    "provenance.json": ["{", {"packages": ["torch"]}, {"base_model": {"files": []}}],
+    "data.json": ["{", {"sources": []}, {"sources": {"sql": {"digests": ["a"]}}}],
     "losses.jsonl": [
         '{"phase": "after", "loss": 1.0',
         '{"phase": "after", "loss": NaN, "tokens": 3, "id": "a", "source": "sql"}',
         '{"phase": "after", "loss": 1.0, "tokens": 0, "id": "a", "source": "sql"}',
         '{"phase": "after", "loss": 1.0, "tokens": 3, "source": "sql"}',
+        {**ROW, "loss": 10**400, "tokens": 3},
+        ANSWER,
     ],
     "samples.jsonl": [
-        '{"phase": "after", "scores": [1], "id": "a", "source": "sql"}',
-        '{"phase": "after", "id": "a", "source": "sql"}',
+        *({**ANSWER, "scores": [1]}, {**ANSWER, "completion": None}, {**ROW, "scores": {}}),
+        {**ROW, "loss": 1.0, "tokens": 3},
     ],
-    "cell.json": ["{", "[]"],
+    "cell.json": ["{", "[]", {"variant": 5}, {"fingerprint": []}, {"seed": "one"}],
 }
 
 
 @pytest.mark.parametrize(
     ("name", "text"), [(name, text) for name, texts in DAMAGE.items() for text in texts]
 )
-def test_a_damaged_file_damages_its_cell_alone(sweep: Path, name: str, text: str) -> None:
-    write_text(sweep / "rank_8.seed_1" / name, text)
+def test_a_damaged_file_damages_its_cell_alone(sweep: Path, name: str, text: Any) -> None:
+    line = text if isinstance(text, str) else json.dumps(text)
+    write_text(sweep / "rank_8.seed_1" / name, line)
     _, cells = read_sweep([sweep])
     assert [str(cell.status) for cell in cells] == ["finished"] * 3 + ["damaged"]
     assert (cells[-1].variant, cells[-1].seed) == ("rank_8", 1)
     assert name in str(cells[-1].reason)
+    assert page(analyse(*read_sweep([sweep])))
+
+
+def test_rows_that_do_not_make_up_the_record_damage_a_cell(sweep: Path) -> None:
+    """The run says how many examples it measured, and what came of them."""
+    losses, samples = (sweep / "rank_8.seed_1" / f"{name}.jsonl" for name in ("losses", "samples"))
+    whole = {path: path.read_text(encoding="utf-8") for path in (losses, samples)}
+    halves = {path: "".join(text.splitlines(keepends=True)[:-5]) for path, text in whole.items()}
+    rows = [json.loads(line) for line in whole[losses].splitlines()]
+    other = [{**row, "loss": row["loss"] * (1 + 1e-5)} for row in rows]
+
+    def reason() -> str | None:
+        *others, cell = read_sweep([sweep])[1]
+        assert {each.status for each in others} == {CellStatus.finished}
+        assert cell.status is (CellStatus.damaged if cell.reason else CellStatus.finished)
+        return cell.reason
+
+    write_text(losses, halves[losses])
+    expected = "losses.jsonl is damaged or missing: it holds 35 examples of loss/all where"
+    assert str(reason()).startswith(expected)
+    write_json_lines(losses, other)
+    assert "losses.jsonl is damaged or missing: it does not add up to" in str(reason())
+    write_text(losses, whole[losses])
+    assert reason() is None
+    write_text(samples, halves[samples])
+    assert str(reason()).startswith("samples.jsonl is damaged or missing: it holds 5 examples of")
+    samples.unlink()
+    losses.unlink()
+    assert str(reason()).count("is damaged or missing: it holds 0 examples") == 2
+
+
+def test_a_run_without_any_measurement_is_whole(sweep: Path) -> None:
+    folder = sweep / "rank_8.seed_1"
+    write_json(folder / "result.json", {"status": "finished", "metrics": {}})
+    (folder / "losses.jsonl").unlink()
+    (folder / "samples.jsonl").unlink()
+    assert read_sweep([sweep])[1][-1].status is CellStatus.finished
 
 
 def test_bytes_that_are_no_text_damage_a_cell(sweep: Path) -> None:
@@ -190,6 +253,10 @@ def test_how_a_cell_failed_is_kept(tmp_path: Path) -> None:
     folder = study_record.write_cell(tmp_path / "a", status="failed", error="killed:\nno memory")
     cell = cell_of(folder)
     assert (cell.status, cell.reason) == (CellStatus.failed, "killed: no memory")
+    stopped = study_record.write_cell(
+        tmp_path / "b", status="interrupted", error="KeyboardInterrupt:"
+    )
+    assert cell_of(stopped).reason == "interrupted"
 
 
 def test_a_curve_that_is_being_written_is_read_as_far_as_it_is_whole(tmp_path: Path) -> None:
@@ -216,19 +283,21 @@ def test_only_the_phase_after_training_counts(tmp_path: Path) -> None:
     write_json_lines(
         folder / "losses.jsonl", [{**row, "phase": "before", "loss": 99.0} for row in rows] + rows
     )
-    values = recorded(cell_of(folder))
-    assert total(observations(cell_of(folder), "loss/all")) == pytest.approx(values["loss/all"])
+    cell = cell_of(folder)
+    assert len(cell.losses) == len(rows)
+    assert ratio(measured_losses(cell)["loss/all"]) == pytest.approx(recorded(cell)["loss/all"])
 
 
-def total(found: dict[str, Any]) -> float:
+def ratio(found: Mapping[str, Observation]) -> float:
     return sum(each.total for each in found.values()) / sum(each.weight for each in found.values())
 
 
-def test_observations_make_up_the_recorded_metrics(tmp_path: Path) -> None:
+def test_what_was_measured_makes_up_the_recorded_metrics(tmp_path: Path) -> None:
     cell = cell_of(study_record.write_cell(tmp_path / "a"))
-    for name, value in recorded(cell).items():
-        assert total(observations(cell, name)) == pytest.approx(value), name
-    assert observations(cell, "exact/nothing") == {}
+    found = {name: ratio(own) for name, own in measured_losses(cell).items()}
+    found |= {name: fmean(own.values()) for name, own in measured_scores(cell).items()}
+    values = recorded(cell)
+    assert {name: found[name] for name in values} == pytest.approx(values)
     assert {"loss/all", "loss/sql"} <= measured_losses(cell).keys()
     assert {"score/all", "execution/sql", "tokens/sql"} <= measured_scores(cell).keys()
     assert "rep_2/sql" not in measured_scores(cell)
@@ -242,11 +311,11 @@ def test_several_answers_to_a_question_are_one_observation(tmp_path: Path) -> No
         for score in own
     ]
     cell = replace(cell_of(study_record.write_cell(tmp_path / "a")), samples=samples)
-    assert [each.total for each in observations(cell, "passes/code").values()] == [0.4, 0.2]
+    assert list(measured_scores(cell)["passes/code"].values()) == [0.4, 0.2]
     expected = {metric.name: metric.value for metric in pass_at("code", passed)}
     assert expected.keys() == {"pass@1/code", "pass@5/code"}
     for name, value in expected.items():
-        assert total(observations(cell, name)) == pytest.approx(value)
+        assert fmean(measured_scores(cell)[name].values()) == pytest.approx(value)
 
 
 def test_head_scores_are_the_graders_first(tmp_path: Path) -> None:
@@ -284,10 +353,72 @@ def test_what_cannot_be_read_at_all_is_refused_in_one_line(sweep: Path, tmp_path
         read_sweep([sweep], baseline="rank_9")
     with pytest.raises(ValueError, match="there is no folder"):
         read_sweep([])
-    for text in ("{", "{}", json.dumps({"cells": [{"seed": 0}]})):
-        write_text(sweep / "sweep.json", text)
-        with pytest.raises(ValueError, match=r"sweep\.json is damaged"):
-            read_sweep([sweep])
+
+
+def test_what_is_chosen_afterwards_is_told(sweep: Path, tmp_path: Path) -> None:
+    plan = json.loads((sweep / "sweep.json").read_text(encoding="utf-8"))
+    write_json(sweep / "sweep.json", {**plan, "tips": {"rank_8": "16 is better"}})
+    assert read_sweep([sweep], baseline="baseline", primary="loss/all")[0].warnings == []
+    chosen, _ = read_sweep([sweep], baseline="rank_8", primary="loss/sql")
+    # The claim is made against the plan's baseline.
+    assert chosen.tips == {}
+    assert chosen.warnings == [
+        "chosen after the cells were run: the baseline rank_8 and the metric loss/sql",
+        "the claims of sweep are not judged: they are made against another baseline than rank_8",
+    ]
+    run = study_record.write_cell(tmp_path / "run")
+    own = study_record.config()["evaluation"]["primary"]
+    assert read_sweep([run], primary=own)[0].warnings == []
+    assert "the metric loss/sql" in read_sweep([run], primary="loss/sql")[0].warnings[0]
+
+
+def test_merged_sweeps_keep_their_claims_and_the_baselines_plan(tmp_path: Path) -> None:
+    """A variant's name may stand for several configs; its claim goes with each that is tested."""
+    sweeps = []
+    for name, size, ranks in (("a_long", 32, (8, 9)), ("short", 8, (8,)), ("z_short", 8, (9,))):
+        settings = {"trainer__batch_size": size}
+        variants = {"baseline": {"settings": settings}}
+        variants |= {f"rank_{r}": {"settings": {**settings, "lora__r": r}} for r in ranks}
+        seeds = (0,) if name == "a_long" else (0, 1)
+        sweeps.append(
+            study_record.write_sweep(
+                tmp_path / name,
+                variants,
+                seeds=seeds,
+                tips={f"rank_{r}": f"{r} is too few" for r in ranks},
+                budget=f"batches of {size}",
+                relevant=size / 100,
+                primary="loss/all" if size == 8 else "loss/sql",
+            )
+        )
+    plan, _ = read_sweep(sweeps)
+    assert plan.baseline == "baseline: trainer.batch_size=8"
+    assert plan.tips == {
+        "rank_8: trainer.batch_size=8": "8 is too few",
+        "rank_9: trainer.batch_size=8": "9 is too few",
+    }
+    assert (plan.budget, plan.relevant, plan.primary) == ("batches of 8", 0.08, "loss/all")
+    assert any(line.startswith("the claims of a_long are not judged") for line in plan.warnings)
+
+
+ROWS = [{"folder": "rank_8.seed_0", "variant": "rank_8", "seed": 0}]
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        *("{", "[]", {}, {"cells": []}, {"cells": {}}, {"cells": [{"seed": 0}]}, {"cells": [1]}),
+        *({"cells": [{**ROWS[0], "folder": None}]}, {"cells": ROWS, "relevant": "much"}),
+        *({"cells": ROWS, "tips": ["rank_8"]}, {"cells": ROWS, "better": {"rank_8": 3}}),
+        *({"cells": ROWS, "factors": "a"}, {"cells": ROWS, "command": [1]}),
+        *({"cells": ROWS, "baseline": 5}, {"cells": ROWS, "left_out": []}),
+    ],
+)
+def test_a_damaged_plan_is_refused_in_one_line(sweep: Path, plan: Any) -> None:
+    write_text(sweep / "sweep.json", plan if isinstance(plan, str) else json.dumps(plan))
+    with pytest.raises(ValueError, match=r"sweep\.json is damaged: .+") as refused:
+        read_sweep([sweep])
+    assert "\n" not in str(refused.value)
 
 
 def test_cells_alone_name_a_study_too(sweep: Path) -> None:

@@ -72,6 +72,9 @@ def test_the_effects_are_a_tidy_table(sweep: Path) -> None:
     assert (row["role"], row["verdict"], row["standing"]) == ("primary", "supported", "worse")
     other = compared["attention_only", "loss/sql"]
     assert (other["role"], other["corrected_p"], other["verdict"]) == ("exploratory", "", "")
+    # Supported and contradicted are words about a claim, which rank_8 does not make.
+    assert study.comparisons[1].verdict is not None
+    assert compared["rank_8", "loss/all"]["verdict"] == ""
     assert compared["wild", "loss/all"]["missing"] == "it has no finished cell"
 
 
@@ -120,6 +123,14 @@ def test_markdown_and_terminal_tell_the_same(sweep: Path) -> None:
         assert places == sorted(places)
     assert "the loss is \\| nan" in markdown(study)
     assert "wild.seed_1: diverged: the loss is | nan" in terminal_table(study)
+
+
+def test_a_baseline_that_was_selected_is_told(sweep: Path, tmp_path: Path) -> None:
+    write_report(tmp_path, [sweep], baseline="rank_8", selected=True)
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "the baseline rank_8 is the best of these very cells: it is lucky as well" in text
+    write_report(tmp_path, [sweep])
+    assert "lucky" not in (tmp_path / "report.md").read_text(encoding="utf-8")
 
 
 def test_a_study_of_which_nothing_is_done_has_a_report(tmp_path: Path) -> None:

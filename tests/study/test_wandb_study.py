@@ -19,6 +19,7 @@ from dollyllama.study.analyse import Study, analyse
 from dollyllama.study.records import read_sweep
 from dollyllama.study.summary_run import draw_forest, effect_rows, log_study
 from tests import run_record
+from tests.study import record as study_record
 from tests.wandb_log import read_artifacts, read_config, read_records, read_run, read_summary
 
 ROOT = Path(__file__).parents[2]
@@ -66,6 +67,9 @@ def _sweep(folder: Path) -> Study:
         ]
         write_json_lines(cell / "losses.jsonl", rows)
         write_json_lines(cell / "samples.jsonl", [])
+        measured = study_record.metrics(rows, [])
+        result = {**run_record.result(), "metrics": {"after": measured}}
+        write_json(cell / "result.json", result)
         cells.append({"folder": cell.name, **about})
     plan = {"baseline": "baseline", "primary": "loss/all", "relevant": 0.02, "cells": cells}
     write_json(folder / "sweep.json", {**plan, "tips": {"dora": f"plain LoRA token={SECRET}"}})
@@ -132,6 +136,22 @@ def test_every_comparison_is_a_row_and_the_primary_ones_come_first(sweep: Path) 
     exploratory = sum(len(variant.exploratory) for variant in study.variants)
     assert exploratory
     assert kinds == ["primary"] * 2 + ["exploratory"] * exploratory
+
+
+def test_what_variants_do_together_is_a_row_too(tmp_path: Path) -> None:
+    shifts = {"baseline": 0.0, "a": 0.05, "b": 0.08, "a+b": 0.33}
+    variants = {
+        name: {"shift": shift, "settings": {"lora__r": place + 1}}
+        for place, (name, shift) in enumerate(shifts.items())
+    }
+    sweep = study_record.write_sweep(tmp_path, variants, tips={"a": "do a"})
+    rows = effect_rows(analyse(*read_sweep([sweep])))
+    (joint,) = (row for row in rows if row["kind"] == "interaction")
+    assert (joint["variant"], joint["metric"]) == ("a × b", "loss/all")
+    assert joint["effect"] == pytest.approx(0.2, abs=0.03)
+    # A verdict is on a claim.
+    judged = {row["variant"]: row["verdict"] for row in rows if row["kind"] == "primary"}
+    assert judged == {"a": "supported", "b": None, "a+b": None}
 
 
 def test_the_picture_and_the_report_are_shown(sweep: Path) -> None:

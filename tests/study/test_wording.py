@@ -72,9 +72,38 @@ def test_no_difference_is_told_with_what_would_have_been_found() -> None:
 def test_an_effect_that_correction_overrules_is_not_called_none() -> None:
     clear = comparison(EFFECT, corrected_p=0.07, verdict=Verdict.undecided, detectable=0.05)
     assert wording.told(clear) == (
-        "not settled: +0.0312 (+0.0265 to +0.0370), which correction for their number overrules; "
+        "+0.0312 (+0.0265 to +0.0370), which the correction for many comparisons overrules; "
         "smallest detectable effect 0.050"
     )
+
+
+def test_what_no_effect_could_be_is_not_called_detectable() -> None:
+    share = comparison(EFFECT, metric="exact/sql", baseline=0.4, detectable=1.01)
+    assert wording.detectable(share) == "no possible effect would have been found"
+    assert wording.detectable(replace(share, detectable=0.99)) == (
+        "smallest detectable effect 99.0 points"
+    )
+    loss = comparison(EFFECT, baseline=0.4, detectable=0.41)
+    assert wording.detectable(loss) == "no possible improvement would have been found"
+    assert wording.detectable(replace(loss, detectable=0.3)) == "smallest detectable effect 0.300"
+    length = replace(loss, metric="tokens/sql")
+    assert wording.detectable(length) == "smallest detectable effect 0.4"
+
+
+def test_the_interval_of_a_value_ends_where_values_do() -> None:
+    few = Effect(0.02, 3, 12, standard_error=0.03, low=-0.04, high=0.08)
+    assert wording.level_with_interval("exact/sql", few) == "2.0 % (0.0 to 8.0 %)"
+    many = replace(few, value=0.98, low=0.93, high=1.03)
+    assert wording.level_with_interval("exact/sql", many) == "98.0 % (93.0 to 100.0 %)"
+    assert wording.level_with_interval("loss/sql", replace(many, high=2.5)).endswith("to 2.500)")
+
+
+def test_both_p_values_are_told_where_they_differ() -> None:
+    effect = replace(EFFECT, p=0.008)
+    assert wording.p_values(comparison(effect, corrected_p=0.067)) == "0.008, corrected 0.067"
+    assert wording.p_values(comparison(effect, corrected_p=0.008)) == "0.008"
+    assert wording.p_values(comparison(effect)) == "0.008"
+    assert wording.p_values(comparison(None)) == ""
 
 
 def test_what_cannot_be_told_says_so() -> None:
