@@ -317,7 +317,7 @@ def test_a_second_sweep_in_one_folder_is_refused_while_the_first_runs(
     with locked(place, "not yet"):
         status, lines = launched("--multirun", "seed=0,1", "hydra.sweep.dir=sweep")
     assert (status, len(lines)) == (2, 1)
-    assert "another sweep runs in sweep: wait, or give hydra.sweep.dir=FOLDER" in lines[0]
+    assert "another sweep runs in sweep: wait for it, or give hydra.sweep.dir=FOLDER" in lines[0]
     assert cells == []
 
 
