@@ -662,13 +662,12 @@ class Run:
 
 @dataclass(kw_only=True, slots=True)
 class Study(Run):
-    """What conf/sweep.yaml composes to. seeds: every variant is run with 0, 1, ... so many."""
+    """What conf/sweep.yaml composes to; ``sweeping`` checks ``seeds`` and takes it out for cells.
+
+    seeds: every variant is run with 0, 1, ... so many.
+    """
 
     seeds: int
-
-    def __post_init__(self) -> None:
-        Run.__post_init__(self)
-        _in_range("seeds", self.seeds, 1, math.inf, open_low=False)
 
 
 def save(run: Run, path: Path) -> None:

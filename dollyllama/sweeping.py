@@ -8,7 +8,6 @@ report up to date, both from the folders alone.
 
 from __future__ import annotations
 
-import json
 import math
 import multiprocessing
 import os
@@ -37,6 +36,7 @@ from dollyllama.study.cells import (
     finished_cells,
     is_settled,
     plan_cell,
+    read_result,
     run_cell,
     slug,
     status_of,
@@ -406,9 +406,9 @@ def _at_once_of(hydra_config: Any) -> int:
 def _primary(cell: Path, name: str | None) -> float | None:
     """The value of a cell's primary metric; None when it has none."""
     try:
-        metrics = json.loads((cell / "result.json").read_text(encoding="utf-8"))["metrics"]
+        metrics = read_result(cell)["metrics"]
         return next(float(each["value"]) for each in metrics["after"] if each["name"] == name)
-    except (OSError, ValueError, KeyError, TypeError, StopIteration):
+    except (ValueError, KeyError, TypeError, StopIteration):
         return None
 
 

@@ -25,6 +25,8 @@ from dollyllama.study.isolate import End, Ended, run_isolated
 from dollyllama.tracking import CELL_FILE
 
 LOG_FILE = "log.txt"
+#: Characters of a part of a folder's name.
+_LONGEST = 80
 #: Files of a finished cell that another sweep's copy does without: W&B has logged the run already.
 _NOT_COPIED = shutil.ignore_patterns("wandb", "checkpoints", CELL_FILE, ".*")
 
@@ -68,12 +70,21 @@ def variant_name(overrides: Sequence[str]) -> str:
     return "+".join(changes) or "baseline"
 
 
-def slug(text: str, longest: int = 80) -> str:
+def slug(text: str) -> str:
     """``text`` as part of a folder's name, the same for the same text."""
     plain = re.sub(r"[^A-Za-z0-9._+=-]+", "_", text).strip("_.") or "cell"
-    if len(plain) <= longest:
+    if len(plain) <= _LONGEST:
         return plain
-    return f"{plain[: longest - 9]}-{config.fingerprint(text)[:8]}"
+    return f"{plain[: _LONGEST - 9]}-{config.fingerprint(text)[:8]}"
+
+
+def read_result(cell: Path) -> dict[str, Any]:
+    """What a cell's ``result.json`` holds; empty where it is missing or cannot be read."""
+    try:
+        values = json.loads((cell / "result.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}
 
 
 def status_of(folder: Path) -> tuple[str, str | None]:
@@ -111,8 +122,8 @@ def run_cell(
         if is_settled(folder):
             return status_of(folder)
         about: dict[str, Any] = {**asdict(planned), "trained_by": None, "reused_from": None}
-        if (twin := _finished_twin(folder, planned)) is not None:
-            theirs = json.loads((twin / CELL_FILE).read_text(encoding="utf-8"))
+        if (found := _finished_twin(folder, planned)) is not None:
+            twin, theirs = found
             about |= {"trained_by": theirs["trained_by"], "reused_from": str(twin)}
             write_json(folder / CELL_FILE, about)
             _copy_result(twin, folder)
@@ -162,12 +173,12 @@ def is_settled(folder: Path) -> bool:
 def is_whole(folder: Path) -> bool:
     """Whether a finished cell has its adapter, and the losses that its result speaks of."""
     try:
-        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-        counts = {each["name"]: each["n"] for each in result["metrics"].get("after", [])}
+        metrics = read_result(folder)["metrics"].get("after", [])
+        counts = {each["name"]: each["n"] for each in metrics}
         wanted = counts.get("loss/all", 0)
         rows = read_json_lines(folder / "losses.jsonl") if wanted else []
         found = sum(row["phase"] == "after" for row in rows)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
     return found == wanted and (folder / "adapter").is_dir()
 
@@ -211,26 +222,23 @@ def check_own(folder: Path, planned: Planned) -> None:
         )
 
 
-def finished_cells(place: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+def finished_cells(place: Path, pattern: str = "*") -> Iterator[tuple[Path, dict[str, Any]]]:
     """The finished cells of a sweep folder with their ``cell.json``, by name."""
-    for file in sorted(place.glob(f"*/{CELL_FILE}")):
+    for file in sorted(place.glob(f"{pattern}/{CELL_FILE}")):
         with suppress(OSError, ValueError):
             about = json.loads(file.read_text(encoding="utf-8"))
             if status_of(file.parent)[0] == "finished":
                 yield file.parent, about
 
 
-def _finished_twin(folder: Path, planned: Planned) -> Path | None:
+def _finished_twin(folder: Path, planned: Planned) -> tuple[Path, dict[str, Any]] | None:
     """A finished cell of a sweep beside this one that has the same fingerprint."""
     for sweep in sorted(folder.parent.parent.glob("*/")):
         if sweep.resolve() == folder.parent.resolve():
             continue
-        for cell in sorted(sweep.glob(f"*.{planned.fingerprint[:8]}/{CELL_FILE}")):
-            with suppress(OSError, ValueError, KeyError):
-                about = json.loads(cell.read_text(encoding="utf-8"))
-                same = about["fingerprint"] == planned.fingerprint
-                if same and status_of(cell.parent)[0] == "finished" and is_whole(cell.parent):
-                    return cell.parent
+        for cell, about in finished_cells(sweep, f"*.{planned.fingerprint[:8]}"):
+            if about.get("fingerprint") == planned.fingerprint and is_whole(cell):
+                return cell, about
     return None
 
 
@@ -276,11 +284,9 @@ def _record_end(folder: Path, ended: Ended, minutes: float | None) -> None:
         + (", as when memory runs out" if ended.signal == 9 else ""),
         End.raised: _last_line(folder / LOG_FILE),
     }[ended.end]
-    path = folder / "result.json"
     values: dict[str, Any] = {"metrics": {}, "train": None, "parameters": {}, "seconds": {}}
-    with suppress(OSError, ValueError):
-        values |= json.loads(path.read_text(encoding="utf-8"))
-    write_json(path, values | {"status": "failed", "error": str(redact(reason))})
+    values |= read_result(folder) | {"status": "failed", "error": str(redact(reason))}
+    write_json(folder / "result.json", values)
 
 
 def _last_line(log: Path) -> str:

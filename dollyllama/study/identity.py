@@ -68,7 +68,7 @@ def _deciding(run: config.Run) -> dict[str, Any]:
     values["device"] = "cuda" if cuda_is_available() and run.device is not Device.cpu else "cpu"
     folder = preflight.model_folder(run.model.path, run.model.revision)
     if folder is not None:
-        values["model"]["path"] = _weights(folder)
+        values["model"]["path"] = _weights_as_of(folder, _stamp(folder))
     for name, source in run.data.sources.items():
         place = locate(
             name=name,
@@ -81,22 +81,14 @@ def _deciding(run: config.Run) -> dict[str, Any]:
         if place.local is not None:
             about = values["data"]["sources"][name]
             del about["path"], about["file"]
-            about["digests"] = _digests(place.local, place)
+            about["digests"] = _digests_as_of(place, _stamp(place.local))
     del values["data"]["root"]
     return {"config": values, "code": _code(), "packages": _packages()}
-
-
-def _weights(folder: Path) -> Any:
-    return _weights_as_of(folder, _stamp(folder))
 
 
 @cache
 def _weights_as_of(folder: Path, _stamp: tuple[tuple[str, int, int], ...]) -> Any:
     return provenance.describe_weights(str(folder), None)["files"]
-
-
-def _digests(local: Path, place: Any) -> dict[str, str]:
-    return _digests_as_of(place, _stamp(local))
 
 
 @cache

@@ -13,7 +13,13 @@ from typing import NoReturn
 
 from dollyllama import config
 from dollyllama.files import write_json
-from dollyllama.study.cells import Planned, finished_cells, is_settled, variant_name
+from dollyllama.study.cells import (
+    Planned,
+    finished_cells,
+    is_settled,
+    read_result,
+    variant_name,
+)
 
 PLAN_FILE = "sweep.json"
 
@@ -239,8 +245,8 @@ def _costs(sweep: Path) -> list[_Cost]:
     """What the finished cells of a sweep took that were run there, not copied."""
     costs = []
     for cell, about in finished_cells(sweep):
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            result = json.loads((cell / "result.json").read_text(encoding="utf-8"))
+        with suppress(ValueError, KeyError, TypeError):
+            result = read_result(cell)
             if about["reused_from"] is None:
                 memory = float(result["train"]["peak_memory_mib"])
                 seconds = float(result["seconds"]["total"])

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from dollyllama.study.cells import Planned, status_of
+from dollyllama.study.cells import Planned, read_result, status_of
 
 _SECONDS = 1.0
 #: Statuses of a cell that has not ended.
@@ -109,11 +109,10 @@ class Watch:
     def _found(self, cell: Planned) -> str:
         """The primary metric of a cell that finished, and how long it took."""
         try:
-            path = self._folder / cell.folder / "result.json"
-            result = json.loads(path.read_text(encoding="utf-8"))
+            result = read_result(self._folder / cell.folder)
             metrics = {each["name"]: each["value"] for each in result["metrics"].get("after", [])}
             seconds = result["seconds"]["total"]
-        except (OSError, ValueError, KeyError, TypeError):
+        except (KeyError, TypeError, AttributeError):
             return ""
         value = metrics.get(self._primary)
         shown = "" if value is None else f", {self._primary} {value:.4g}"
