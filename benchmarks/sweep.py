@@ -3,7 +3,8 @@
 ``python -m benchmarks.sweep`` runs the same cells twice, in alternation: by ``sweep.py``, and by
 one ``python train.py`` after the other. Printed are both times, their ratio, and the sweep's
 overhead: the time of all its workers that was spent neither on data, model, training nor
-evaluation of a cell, as a share of what was.
+evaluation of a cell, as a share of what was. Beside it stands all that was not training, evaluation
+included, as a share of the training.
 """
 
 from __future__ import annotations
@@ -45,11 +46,12 @@ def main() -> None:
             axes = [f"seed=range({arguments.seeds})", f"ablation={','.join(names)}"]
             sweep = [*shared, *axes, "sweep=none", f"hydra.sweep.dir={folder}/sweeps/one"]
             swept = run("sweep.py", sweep)
-            own, at_once = work_of(folder / "sweeps/one")
+            own, training, at_once = work_of(folder / "sweeps/one")
             shares.append(swept * at_once / own - 1)
             print(
                 f"round {number + 1}: sweep {swept:.0f} s with {at_once} cells at once, of which "
-                f"the cells' own {own / at_once:.0f} s: overhead {shares[-1]:.1%}",
+                f"the cells' own {own / at_once:.0f} s: overhead {shares[-1]:.1%} (over training "
+                f"alone {swept * at_once / training - 1:.1%})",
                 flush=True,
             )
             if arguments.sweep_only:
@@ -91,8 +93,8 @@ def run(script: str, arguments: list[str]) -> float:
     return time.perf_counter() - started
 
 
-def work_of(sweep: Path) -> tuple[float, int]:
-    """The seconds of all cells' own work, and how many cells ran at once."""
+def work_of(sweep: Path) -> tuple[float, float, int]:
+    """The seconds of all cells' own work, of its training, and how many cells ran at once."""
     results = [json.loads(path.read_text("utf-8")) for path in sorted(sweep.glob("*/result.json"))]
     own = sum(
         seconds
@@ -100,7 +102,8 @@ def work_of(sweep: Path) -> tuple[float, int]:
         for part, seconds in result["seconds"].items()
         if part != "total"
     )
-    return own, len(os.sched_getaffinity(0))
+    training = sum(result["seconds"].get("train", 0.0) for result in results)
+    return own, training, len(os.sched_getaffinity(0))
 
 
 if __name__ == "__main__":

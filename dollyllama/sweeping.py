@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -210,6 +211,7 @@ class StudyCallback(Callback):
             SESSION.search = _search(master, folder)
             return
         plan = plan_study(list(_jobs(master)))
+        _check_claims(plan)
         for cell in plan.cells:
             check_own(folder / cell.folder, cell)
         planned = {cell.folder for cell in plan.cells}
@@ -228,6 +230,18 @@ class StudyCallback(Callback):
         for overrides, reason in plan.refused:
             print(f"error: {' '.join(overrides)}: {reason}", file=sys.stderr)
         SESSION.start(plan, folder)
+
+
+def _check_claims(plan: StudyPlan) -> None:
+    """Refuse a claim about what is neither a variant of the sweep nor an ablation."""
+    from dollyllama import launch
+
+    known = {cell.variant for cell in plan.cells} | plan.left_out.keys()
+    known |= {path.stem for path in (launch.CONF / "ablation").glob("*.yaml")}
+    for key in ("tips", "better"):
+        for name in getattr(plan.settings, key).keys() - known:
+            near = get_close_matches(name, known, n=1, cutoff=0.0)[0]
+            raise ValueError(f"sweep.{key}.{name} names no variant: did you mean {near}?")
 
 
 def _search(master: DictConfig, folder: Path) -> Search:

@@ -286,6 +286,7 @@ def test_a_dry_run_tells_the_plan_and_leaves_nothing_behind(
 
 #: What makes no sense as a sweep, and what is said of it.
 SENSELESS = {
+    ("seed=0,1", "+sweep.tips.rnak_8=more"): "sweep.tips.rnak_8 names no variant: did you mean",
     ("hydra/launcher=ray", "seed=0,1"): "hydra/launcher=ray needs a plugin: docs/launchers.md",
     ("seed=0,0",): "seed 0 of baseline is there twice",
     ("lora.r=16,16",): "is there twice",

@@ -191,19 +191,23 @@ def analyse(plan: Plan, cells: Sequence[Cell]) -> Study:
         for name in order
     ]
     joint, lacking = _joint(plan, variants, tables)
-    judged: dict[str, Comparison] = {}
-    for claims in (True, False):
-        family = {
+    families = [
+        {
             each.name: each.comparison
             for each in variants
             if each.comparison is not None and (each.tip is not None) is claims
         }
-        judged |= dict(zip(family, _judged(list(family.values())), strict=True))
+        for claims in (True, False)
+    ]
+    parts = sum(map(bool, [*families, joint])) or 1
+    judged: dict[str, Comparison] = {}
+    for family in families:
+        judged |= dict(zip(family, _judged(list(family.values()), parts), strict=True))
     variants = [
         _with_verdict(each, judged[each.name]) if each.name in judged else each for each in variants
     ]
     return Study(
-        plan, variants, _judged(joint), [*_warnings(plan, variants, base, tables), *lacking]
+        plan, variants, _judged(joint, parts), [*_warnings(plan, variants, base, tables), *lacking]
     )
 
 
@@ -439,14 +443,21 @@ def _costs(cells: list[Cell]) -> dict[str, Spread]:
     return {name: spread(values) for name, values in measured.items() if values}
 
 
-def _judged(comparisons: list[Comparison]) -> list[Comparison]:
-    """The same with p-values corrected together, and what such a family can detect."""
+def _judged(comparisons: list[Comparison], parts: int) -> list[Comparison]:
+    """The same with p-values corrected together, and what such a family can detect.
+
+    parts: how many families share the study's ALPHA, each by an equal part.
+    """
     corrected = holm([None if each.effect is None else each.effect.p for each in comparisons])
-    alpha = ALPHA / max(1, sum(p is not None for p in corrected))
+    alpha = ALPHA / (parts * max(1, sum(p is not None for p in corrected)))
     return [
         each
         if each.effect is None
-        else replace(each, corrected_p=p, detectable=detectable(each.effect, alpha=alpha))
+        else replace(
+            each,
+            corrected_p=None if p is None else min(1.0, parts * p),
+            detectable=detectable(each.effect, alpha=alpha),
+        )
         for each, p in zip(comparisons, corrected, strict=True)
     ]
 

@@ -122,7 +122,7 @@ def run_cell(
         if is_settled(folder):
             return status_of(folder)
         about: dict[str, Any] = {**asdict(planned), "trained_by": None, "reused_from": None}
-        if (found := _finished_twin(folder, planned)) is not None:
+        if (found := finished_twin(folder, planned)) is not None:
             twin, theirs = found
             about |= {"trained_by": theirs["trained_by"], "reused_from": str(twin)}
             write_json(folder / CELL_FILE, about)
@@ -231,7 +231,7 @@ def finished_cells(place: Path, pattern: str = "*") -> Iterator[tuple[Path, dict
                 yield file.parent, about
 
 
-def _finished_twin(folder: Path, planned: Planned) -> tuple[Path, dict[str, Any]] | None:
+def finished_twin(folder: Path, planned: Planned) -> tuple[Path, dict[str, Any]] | None:
     """A finished cell of a sweep beside this one that has the same fingerprint."""
     for sweep in sorted(folder.parent.parent.glob("*/")):
         if sweep.resolve() == folder.parent.resolve():

@@ -174,7 +174,7 @@ def crossed(differences: Array, weights: Array) -> Crossed:
     )
 
 
-def half_width(found: Crossed, level: float = 0.95) -> Array:
+def half_width(found: Crossed, level: float | Array = 0.95) -> Array:
     """How far the interval of ``found`` reaches from its value, to either side."""
     return np.asarray(_quantile(found, (1 - level) / 2) * np.sqrt(found.variance))
 

@@ -103,7 +103,7 @@ def _child(
     except BaseException:
         traceback.print_exc()
         sys.stderr.flush()
-        os._exit(1)
+        sys.exit(1)
     sys.stdout.flush()
 
 

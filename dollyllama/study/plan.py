@@ -16,6 +16,7 @@ from dollyllama.files import write_json
 from dollyllama.study.cells import (
     Planned,
     finished_cells,
+    finished_twin,
     is_settled,
     read_result,
     variant_name,
@@ -179,13 +180,15 @@ def read_plan(folder: Path) -> list[Planned]:
 
 def plan_text(plan: StudyPlan, folder: Path, *, at_once: int) -> str:
     """The plan for the terminal: cells by variant, what is done, and what the rest may take."""
-    done = [cell for cell in plan.cells if is_settled(folder / cell.folder)]
+    done = {cell.folder for cell in plan.cells if is_settled(folder / cell.folder)}
+    left = [cell for cell in plan.cells if cell.folder not in done]
+    there = [cell for cell in left if finished_twin(folder.absolute() / cell.folder, cell)]
     rows = [("variant", "seeds", "done", "")]
     for variant in dict.fromkeys(cell.variant for cell in plan.cells):
         own = [cell for cell in plan.cells if cell.variant == variant]
-        there = sum(is_settled(folder / cell.folder) for cell in own)
+        count = sum(cell.folder in done for cell in own)
         note = "baseline" if variant == plan.baseline else ""
-        rows.append((variant, ",".join(str(cell.seed) for cell in own), str(there), note))
+        rows.append((variant, ",".join(str(cell.seed) for cell in own), str(count), note))
     rows += [(variant, "", "", f"left out: {why}") for variant, why in plan.left_out.items()]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     lines = [
@@ -193,7 +196,9 @@ def plan_text(plan: StudyPlan, folder: Path, *, at_once: int) -> str:
         for row in rows
     ]
     lines += ["", f"{len(plan.cells)} cells in {folder}, {len(done)} of them done; {plan.budget}"]
-    lines.append(_estimate(plan, folder, at_once))
+    if there:
+        lines.append(f"{len(there)} others are done in a sweep beside it, and will be copied")
+    lines.append(_estimate(plan, [cell for cell in left if cell not in there], folder, at_once))
     if done:
         # Not needed to start a sweep, which imports nothing heavy.
         from dollyllama.study.analyse import analyse
@@ -207,16 +212,16 @@ def plan_text(plan: StudyPlan, folder: Path, *, at_once: int) -> str:
     return "\n".join(lines)
 
 
-def _estimate(plan: StudyPlan, folder: Path, at_once: int) -> str:
-    """Time and memory of the cells that are not done, as finished ones took them.
+def _estimate(plan: StudyPlan, left: Sequence[Planned], folder: Path, at_once: int) -> str:
+    """Time and memory of the cells that are left, as finished ones took them.
 
-    Those of this sweep, or else of the sweeps beside it; cells that train apart from the others.
+    Those of this sweep, or else of sweeps beside it that have the same budget; cells that train
+    apart from the others.
     """
-    left = [cell for cell in plan.cells if not is_settled(folder / cell.folder)]
     if not left:
         return "nothing is left to run"
-    beside = [cost for sweep in sorted(folder.parent.glob("*/")) for cost in _costs(sweep)]
-    costs = _costs(folder) or beside
+    alike = [sweep for sweep in sorted(folder.parent.glob("*/")) if _budget(sweep) == plan.budget]
+    costs = _costs(folder) or [cost for sweep in alike for cost in _costs(sweep)]
     if not costs:
         return "time and memory are told here once the first cell is done"
     seconds = [fmean(own) for trains in (True, False) if (own := _seconds(costs, trains))]
@@ -228,6 +233,13 @@ def _estimate(plan: StudyPlan, folder: Path, at_once: int) -> str:
         f"about {max(1, round(total / at_once / 60))} min for the {len(left)} left, {at_once} at "
         f"once, going by {len(costs)} finished ones; peak memory {memory:,.0f} MiB a cell"
     )
+
+
+def _budget(sweep: Path) -> str | None:
+    try:
+        return str(json.loads((sweep / PLAN_FILE).read_text(encoding="utf-8"))["budget"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,9 @@ def power_lines(study: Study, *, seeds: int) -> list[str]:
     """What ``seeds`` find 4 times in 5, and the seeds that the smallest relevant effect needs.
 
     A line for the claims and one for the other variants, for each metric that decides: p-values are
-    corrected within these (the first of Holm's steps counts). From the spread between seeds and
-    examples of the finished cells of ``study``, medians over the variants that have an interval.
+    corrected within these, which share the error rate (the first of Holm's steps counts). From the
+    spread between seeds and examples of the finished cells of ``study``, medians over the variants
+    that have an interval.
     """
     families: dict[tuple[str, str], list[Comparison]] = {}
     for variant in study.variants:
@@ -30,7 +31,7 @@ def power_lines(study: Study, *, seeds: int) -> list[str]:
     for (name, metric), found in sorted(families.items()):
         known = [each for each in found if each.effect is not None and each.effect.standard_error]
         if known:
-            told = _told(known, metric, seeds=seeds, alpha=ALPHA / sizes[name])
+            told = _told(known, metric, seeds=seeds, alpha=ALPHA / (len(sizes) * sizes[name]))
             lines.append(f"{name}, {metric}: {told}")
     return lines
 

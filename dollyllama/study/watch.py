@@ -18,6 +18,7 @@ from rich.live import Live
 from rich.table import Table
 
 from dollyllama.study.cells import Planned, read_result, status_of
+from dollyllama.tracking import read_cell
 
 _SECONDS = 1.0
 #: Statuses of a cell that has not ended.
@@ -112,11 +113,13 @@ class Watch:
             result = read_result(self._folder / cell.folder)
             metrics = {each["name"]: each["value"] for each in result["metrics"].get("after", [])}
             seconds = result["seconds"]["total"]
-        except (KeyError, TypeError, AttributeError):
+            about = read_cell(self._folder / cell.folder) or {}
+        except (ValueError, KeyError, TypeError, AttributeError):
             return ""
         value = metrics.get(self._primary)
         shown = "" if value is None else f", {self._primary} {value:.4g}"
-        return f"{shown}, {seconds:.0f} s"
+        copied = about.get("reused_from") is not None
+        return f"{shown}, " + ("copied from a sweep beside it" if copied else f"{seconds:.0f} s")
 
     def _table(self) -> Table:
         counts = [status for status, _ in self._states.values()]
