@@ -41,12 +41,11 @@ def main() -> None:
     model, tokenizer = restore(run_config, given.run)
     data = prepare(run_config.data, tokenizer, seed=run_config.seed)
     rows = choose_rows(data.held_out, given.rows)
-    ids, masked = [row.ids for row in rows], [row.masked for row in rows]
-    expected = logits_of(model, ids)
+    expected = logits_of(model, rows)
     del model  # one model at a time
     lines = []
     for way, merged in ways(run_config, given.run, tokenizer):
-        found = compare(expected, logits_of(merged, ids), ids, masked)
+        found = compare(expected, logits_of(merged, rows), rows)
         del merged
         lines.append(
             (

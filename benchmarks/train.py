@@ -269,7 +269,7 @@ def train_trl(
             model=model,
             processing_class=tokenizer,
             train_dataset=Dataset.from_list(
-                [{"input_ids": list(row.ids), "labels": list(row.labels)} for row in rows]
+                [{"input_ids": list(row.ids), "labels": row.labels.tolist()} for row in rows]
             ),
             args=SFTConfig(
                 output_dir=folder,

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dollyllama.config import Decoding
-from dollyllama.data.prompt import format_prompt
-from dollyllama.data.sources import join_input, sql_instruction
+from dollyllama.config import Decoding, PromptFormat
+from dollyllama.data.example import Question
+from dollyllama.data.formats import read_input, sql_instruction
+from dollyllama.data.prompt import build_prompt
 from dollyllama.data.tokens import encode_prompts
 from dollyllama.decoding.generate import Completion, PromptTooLargeError, generate
 from dollyllama.files import read_unpacked, write_json
@@ -38,8 +39,12 @@ class Request:
 
     line: int
     fields: dict[str, Any]
-    instruction: str
+    question: Question
     error: str | None = None
+
+
+#: What a line asks that cannot be asked.
+_NONE = Question("")
 
 
 def read_requests(path: Path) -> list[Request]:
@@ -57,29 +62,30 @@ def _read(number: int, line: bytes) -> Request:
         fields = json.loads(line.decode("utf-8"))
         json.dumps(fields, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError:
-        return Request(number, {}, "", "it holds half a surrogate pair, which is no text")
+        return Request(number, {}, _NONE, "it holds half a surrogate pair, which is no text")
     except ValueError as error:
-        return Request(number, {}, "", f"it is no JSON ({error})")
+        return Request(number, {}, _NONE, f"it is no JSON ({error})")
     except RecursionError:
-        return Request(number, {}, "", "it is nested too deeply")
+        return Request(number, {}, _NONE, "it is nested too deeply")
     if not isinstance(fields, dict):
-        return Request(number, {}, "", "it is no JSON object")
+        return Request(number, {}, _NONE, "it is no JSON object")
     if taken := [name for name in _ANSWER_FIELDS if name in fields]:
         kept = {name: value for name, value in fields.items() if name not in _ANSWER_FIELDS}
-        return Request(number, kept, "", f"the field {taken[0]} is an answer's: rename it")
+        return Request(number, kept, _NONE, f"the field {taken[0]} is an answer's: rename it")
     schema = "schema" if "schema" in fields else "context"
     wanted = ("question", schema) if "question" in fields else ("instruction",)
     for name in wanted:
         value = fields.get(name)
         if not isinstance(value, str) or not value.strip():
             what = "is empty" if isinstance(value, str) else "is missing or no text"
-            return Request(number, fields, "", f"{name} {what}")
+            return Request(number, fields, _NONE, f"{name} {what}")
     if "question" in fields:
-        return Request(number, fields, sql_instruction(fields["question"], fields[schema]))
+        instruction = sql_instruction(fields["question"], fields[schema])
+        return Request(number, fields, Question(instruction))
     given = fields.get("input")
     if given is not None and not isinstance(given, str):
-        return Request(number, fields, "", "input is no text")
-    return Request(number, fields, join_input(fields["instruction"], given or "").instruction)
+        return Request(number, fields, _NONE, "input is no text")
+    return Request(number, fields, Question(fields["instruction"], read_input(given)[0]))
 
 
 def resume_at(output: Path, requests: Sequence[Request], settings: dict[str, Any]) -> int:
@@ -133,6 +139,7 @@ def answer_lines(
     *,
     start: int,
     settings: dict[str, Any],
+    prompt: PromptFormat,
     decoding: Decoding,
     batch_size: int,
     seed: int,
@@ -148,10 +155,9 @@ def answer_lines(
     size = batch_size * _WINDOW_BATCHES
     for begin in range(start // size * size, len(requests), size):
         window = requests[begin : begin + size]
-        _check_lengths(model, tokenizer, window)
-        completions = iter(
-            _answer(model, tokenizer, window, decoding, batch_size=batch_size, seed=seed + begin)
-        )
+        _check_lengths(model, tokenizer, window, prompt)
+        how = {"batch_size": batch_size, "seed": seed + begin}
+        completions = iter(_answer(model, tokenizer, window, prompt, decoding, **how))
         lines = []
         for request in window:
             if request.error is None:
@@ -170,22 +176,29 @@ def answer_lines(
 
 
 def _answer(
-    model: Any, tokenizer: Any, window: Sequence[Request], decoding: Decoding, **how: Any
+    model: Any,
+    tokenizer: Any,
+    window: Sequence[Request],
+    prompt: PromptFormat,
+    decoding: Decoding,
+    **how: Any,
 ) -> list[Completion]:
     """Answer the requests without an error; one too large for the memory gets an error instead."""
     while True:
         good = [request for request in window if request.error is None]
-        prompts = [format_prompt(request.instruction) for request in good]
+        prompts = [build_prompt(request.question, prompt, tokenizer) for request in good]
         try:
             return generate(model, tokenizer, prompts, decoding, **how)
         except PromptTooLargeError as error:
             good[error.row].error = str(error)
 
 
-def _check_lengths(model: Any, tokenizer: Any, window: Sequence[Request]) -> None:
+def _check_lengths(
+    model: Any, tokenizer: Any, window: Sequence[Request], prompt: PromptFormat
+) -> None:
     positions = model.config.max_position_embeddings
     good = [request for request in window if request.error is None]
-    prompts = [format_prompt(request.instruction) for request in good]
+    prompts = [build_prompt(request.question, prompt, tokenizer) for request in good]
     encoded = encode_prompts(prompts, tokenizer) if prompts else []
     for request, ids in zip(good, encoded, strict=True):
         if len(ids) >= positions:

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
+from dollyllama.config import Commercial
+from dollyllama.data.licences import commercial_use
 from dollyllama.data.prompt import END_MARKER, format_prompt
 from dollyllama.embedded import EMBEDDED
 from dollyllama.evaluation.metric import DETAILS, LENGTHS
@@ -56,7 +58,7 @@ def model_card(
         _data_table(data),
         (
             "The licences are those that the sources state, at the places named; that of the base "
-            "model applies as well."
+            f"model applies as well. {commercial_use(data['sources'])}"
         ),
         "## Training",
         markdown_table(("setting", "value"), [*config_rows(config), *_cost_rows(result)]),
@@ -221,9 +223,11 @@ def _upstream(path: str) -> str:
 
 
 def _licence(data: dict[str, Any]) -> dict[str, Any]:
-    """One licence when the sources agree on one that the Hub knows; otherwise a pointer."""
-    names = {source["licence"]["name"].lower() for source in data["sources"].values()}
-    if len(names) == 1 and (known := _HUB_LICENCES.get(names.pop())):
+    """One licence when the sources clearly agree on one that the Hub knows; else a pointer."""
+    licences = [source["licence"] for source in data["sources"].values()]
+    names = {licence["name"].lower() for licence in licences}
+    clear = all(licence["commercial"] != Commercial.unclear for licence in licences)
+    if clear and len(names) == 1 and (known := _HUB_LICENCES.get(names.pop())):
         return {"license": known}
     return {"license": "other", "license_name": "those-of-the-sources-see-training-data"}
 
@@ -330,12 +334,21 @@ def _data_table(data: dict[str, Any]) -> str:
             _upstream(source["upstream"]) if published else "DollyLlama's generated sample",
             source["licence"]["name"],
             source["licence"]["stated_at"],
+            source["licence"]["commercial"],
             f"{source['rows']['trained']:,}",
             f"{source['rows']['evaluated']:,}",
         )
         for name, source in sorted(data["sources"].items())
     ]
-    header = ("source", "data set", "licence", "stated at", "training rows", "held-out rows")
+    header = (
+        "source",
+        "data set",
+        "licence",
+        "stated at",
+        "commercial use",
+        "training rows",
+        "held-out rows",
+    )
     return markdown_table(header, rows)
 
 

@@ -79,7 +79,10 @@ class ScheduleName(StrEnum):
 
 
 class RowFormat(StrEnum):
-    """The column schemas that upstream data sets come in; one reader each in ``data.sources``."""
+    """The column schemas that upstream data sets come in; one reader each in ``data.formats``.
+
+    ``columns`` is any other: the source's ``columns`` say what they are called.
+    """
 
     sql_create_context = enum.auto()
     alpaca = enum.auto()
@@ -90,6 +93,8 @@ class RowFormat(StrEnum):
     self_instruct_starcoder = enum.auto()
     messages = enum.auto()
     humaneval = enum.auto()
+    turns = enum.auto()
+    columns = enum.auto()
 
 
 class Grader(StrEnum):
@@ -113,9 +118,62 @@ class Rule(StrEnum):
     real_table_names = enum.auto()
 
 
+class Quality(StrEnum):
+    """Rules that every source's rows are held to; each says by itself which rows it is about.
+
+    ``data.quality`` says what each drops; of such rows at least 95 in 100 have the fault.
+    """
+
+    no_answer = enum.auto()
+    length = enum.auto()
+    as_an_ai = enum.auto()
+    refusal = enum.auto()
+    mojibake = enum.auto()
+    other_language = enum.auto()
+    repeated_text = enum.auto()
+    sql_schema = enum.auto()
+    sql_columns = enum.auto()
+    python_syntax = enum.auto()
+    maths_steps = enum.auto()
+
+
+class PromptFormat(StrEnum):
+    """The words around an instruction: Alpaca's, those for rows with input, the tokenizer's own."""
+
+    alpaca = enum.auto()
+    alpaca_input = enum.auto()
+    chat = enum.auto()
+
+
+class Role(StrEnum):
+    """Who speaks in a conversation."""
+
+    system = enum.auto()
+    user = enum.auto()
+    assistant = enum.auto()
+
+
+class Commercial(StrEnum):
+    """Whether a source may be used commercially; unclear when places that state it disagree."""
+
+    allowed = enum.auto()
+    forbidden = enum.auto()
+    unclear = enum.auto()
+
+
+class Licences(StrEnum):
+    """Which sources may be in a mix: any, or those whose commercial use is allowed."""
+
+    any = enum.auto()
+    commercial = enum.auto()
+
+
 class LossOn(StrEnum):
+    """Which tokens carry loss: every response of a conversation, all text, or chosen roles."""
+
     response = enum.auto()
     full_text = enum.auto()
+    roles = enum.auto()
 
 
 class Overlong(StrEnum):
@@ -126,6 +184,9 @@ class Overlong(StrEnum):
 
 
 class Deduplicate(StrEnum):
+    """Which copies of a row are left out: what case and white space alone tell apart, or more."""
+
+    near = enum.auto()
     exact = enum.auto()
     none = enum.auto()
 
@@ -278,11 +339,20 @@ class Schedule:
         _in_range("schedule.warmup_ratio", self.warmup_ratio, 0, 1, open_low=False)
 
 
+#: What ``columns`` can name, and whether it must. ``input`` stands below the instruction where a
+#: row has it, ``context`` is for the grader alone.
+COLUMNS = {"instruction": True, "response": True, "input": False, "context": False}
+
+
 @dataclass(kw_only=True, slots=True)
 class Source:
     """One data set: where it lives, how its rows read, who may use it, how answers are graded.
 
-    weight: how often its rows are trained on; 0 keeps them held out, to be evaluated alone.
+    columns: for ``format: columns``, what the file calls each of ``COLUMNS``; a dot reaches into an
+    object or a list, ``answers.text.0``.
+    weight: passes over its training rows in an epoch of the mix, 0.3 or 2.5 too; 0 keeps it out of
+    training, to be evaluated alone. max_rows, max_tokens: caps on what the mix takes of it, repeats
+    counted.
     """
 
     path: str
@@ -290,25 +360,62 @@ class Source:
     revision: str | None
     split: str
     format: RowFormat
+    columns: dict[str, str]
     group_by: GroupBy
     rules: list[Rule]
     grader: Grader
     licence: str
     licence_stated_at: str
+    commercial: Commercial
     weight: float
     max_rows: int | None
+    max_tokens: int | None
+
+
+def _check_columns(key: str, source: Source) -> None:
+    if source.format is not RowFormat.columns:
+        _require(
+            not source.columns,
+            f"{key}.columns has no effect with {key}.format={source.format}: leave it out, or set "
+            f"{key}.format=columns",
+        )
+        return
+    for name in source.columns:
+        near = get_close_matches(name, COLUMNS, n=1, cutoff=0.0)
+        _require(
+            name in COLUMNS,
+            f"{key}.columns.{name} is nothing that a row has: did you mean {near[0]}? "
+            f"There are {', '.join(COLUMNS)}",
+        )
+    for name, needed in COLUMNS.items():
+        _require(
+            name in source.columns or not needed,
+            f"{key}.columns.{name} is missing: name the file's column",
+        )
 
 
 @dataclass(kw_only=True, slots=True)
 class Data:
+    """A mix: its sources and how they become rows.
+
+    benchmarks: what nothing of the training side may give away; read for their questions alone.
+    """
+
     sources: dict[str, Source]
+    benchmarks: dict[str, Source]
     root: str | None
+    licences: Licences
+    quality: list[Quality]
     deduplicate: Deduplicate
     held_out: float
+    temperature: float
     max_rows: int | None
+    max_tokens: int | None
     max_length: int
     overlong: Overlong
+    prompt: PromptFormat
     loss_on: LossOn
+    loss_roles: list[Role] | None
 
     def __post_init__(self) -> None:
         _require(bool(self.sources), "data.sources is empty: a mix needs at least one source")
@@ -316,16 +423,41 @@ class Data:
             key = f"data.sources.{name}"
             _in_range(f"{key}.weight", source.weight, 0, math.inf, open_low=False)
             _in_range(f"{key}.max_rows", source.max_rows, 1, math.inf, open_low=False)
+            _in_range(f"{key}.max_tokens", source.max_tokens, 1, math.inf, open_low=False)
+            if source.weight == 0:
+                caps = {"max_rows": source.max_rows, "max_tokens": source.max_tokens}
+                _exactly_used(key, f"{key}.weight=0", caps, set())
+            _check_columns(key, source)
+            _require(
+                self.licences is Licences.any or source.commercial is Commercial.allowed,
+                f"data.licences=commercial does not allow {key}, whose commercial use is "
+                f"{source.commercial} ({source.licence}; stated at {source.licence_stated_at}): "
+                f"leave it out with '~data.sources.{name}', or say {key}.commercial=allowed "
+                f"when you know better",
+            )
         _require(
             "all" not in self.sources,
             "data.sources.all: metrics over all sources are called so; give it another name",
         )
         _require(0 < self.held_out < 1, f"data.held_out must be in (0, 1), not {self.held_out}")
         _require(self.max_length >= 8, f"data.max_length must be >= 8, not {self.max_length}")
+        _exactly_used(
+            "data",
+            f"data.loss_on={self.loss_on}",
+            {"loss_roles": self.loss_roles},
+            {"loss_roles"} if self.loss_on is LossOn.roles else set(),
+        )
+        roles = self.loss_roles
+        _require(
+            roles is None or (bool(roles) and len(set(roles)) == len(roles)),
+            f"data.loss_roles must name one or more roles, each once, not {roles}",
+        )
         _require(
             self.max_rows is None or self.max_rows >= 1,
             f"data.max_rows must be at least 1 or null, not {self.max_rows}",
         )
+        _in_range("data.max_tokens", self.max_tokens, 1, math.inf, open_low=False)
+        _in_range("data.temperature", self.temperature, 1, math.inf, open_low=False)
 
 
 @dataclass(kw_only=True, slots=True)

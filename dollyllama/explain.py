@@ -162,7 +162,7 @@ def explain(error: OmegaConfBaseException, schema: Any, groups: Iterable[str] = 
         parent = error.parent_node
         if isinstance(parent, DictConfig) and error.object_type is dict:
             known = ", ".join(sorted(str(name) for name in parent))
-            return f"{key} is not there: {key.rpartition('.')[0]} has {known}"
+            return f"{key} is not there: {key.rpartition('.')[0]} has {known or 'nothing'}"
         return explain_unknown_key(key, schema, groups)
     if "does not support deletion" in message:
         return f"{key} cannot be removed: give it another value, {key}=null where it may be null"

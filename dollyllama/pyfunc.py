@@ -16,7 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from dollyllama.config import Decoding, Strategy
+from dollyllama.config import Decoding, PromptFormat, Strategy
 
 #: The distributions that ``_load_pyfunc`` and ``predict`` import.
 _NEEDED = ("mlflow-skinny", "omegaconf", "pandas", "peft", "tokenizers", "torch", "transformers")
@@ -36,11 +36,18 @@ _PARAMS = {
 
 
 def write_model(
-    merged: Path, output: Path, *, decoding: Decoding, batch_size: int, seed: int
+    merged: Path,
+    output: Path,
+    *,
+    prompt: PromptFormat,
+    decoding: Decoding,
+    batch_size: int,
+    seed: int,
 ) -> None:
     """Write the MLflow model ``output``, a new folder; the folder ``merged`` moves into it.
 
-    decoding, batch_size, seed: how it answers where the caller does not say.
+    prompt: the format trained on. decoding, batch_size, seed: how it answers where the caller does
+    not say.
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ["MLFLOW_UV_AUTO_DETECT"] = "false"  # lock files of the working folder are not ours
@@ -68,6 +75,7 @@ def write_model(
             # "+cpu" and the like name a build that an index may not have.
             pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in _NEEDED],
             model_config={
+                "prompt": str(prompt),
                 "decoding": {
                     key: None if value is None else str(value) if key == "strategy" else value
                     for key, value in asdict(decoding).items()
@@ -104,6 +112,7 @@ def _load_pyfunc(data_path: str, model_config: dict[str, Any]) -> Answers:
     return Answers(
         load_merged(Path(data_path), device),
         load_tokenizer(data_path, None),
+        prompt=PromptFormat(model_config["prompt"]),
         decoding=Decoding(**{**values, "strategy": Strategy(values["strategy"])}),
         batch_size=model_config["batch_size"],
         seed=model_config["seed"],
@@ -114,10 +123,18 @@ class Answers:
     """A model that answers instructions; ``predict`` is MLflow's name for it."""
 
     def __init__(
-        self, model: Any, tokenizer: Any, *, decoding: Decoding, batch_size: int, seed: int
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        prompt: PromptFormat,
+        decoding: Decoding,
+        batch_size: int,
+        seed: int,
     ) -> None:
         self._model = model
         self._tokenizer = tokenizer
+        self._prompt = prompt
         self._decoding = decoding
         self._batch_size = batch_size
         self._seed = seed
@@ -128,7 +145,8 @@ class Answers:
         model_input: a pandas DataFrame of one column, unnamed or ``instruction``. ValueError for
         another column, an empty instruction, and for params that contradict each other.
         """
-        from dollyllama.data.prompt import format_prompt
+        from dollyllama.data.example import Question
+        from dollyllama.data.prompt import build_prompt
         from dollyllama.decoding.generate import generate
 
         (column,) = model_input.columns
@@ -143,7 +161,7 @@ class Answers:
         completions = generate(
             self._model,
             self._tokenizer,
-            [format_prompt(instruction) for instruction in instructions],
+            [build_prompt(Question(each), self._prompt, self._tokenizer) for each in instructions],
             choose(self._decoding, given),
             batch_size=self._batch_size,
             seed=seed,

@@ -25,8 +25,9 @@ from accelerate.utils import set_seed
 from dollyllama import config, embedded, preflight, provenance
 from dollyllama.bars import stage_bar
 from dollyllama.card import base_name, config_rows, model_card
-from dollyllama.data.prepare import EmptySide, PreparedData, prepare
+from dollyllama.data.prepare import EmptySide, PreparedData, prepare, write_record
 from dollyllama.data.show import count_table
+from dollyllama.data.store import lengths_of
 from dollyllama.data.tokens import EncodedExample
 from dollyllama.embedded import EMBEDDED
 from dollyllama.evaluation.loss import average_losses, held_out_loss
@@ -101,9 +102,9 @@ def run(run_config: config.Run, folder: Path, *, trained: Path | None = None) ->
             try:
                 data = prepare(run_config.data, tokenizer, seed=run_config.seed, progress=progress)
             except EmptySide as error:
-                _write_data(error.prepared, folder)
+                write_record(error.prepared, folder)
                 raise
-        _write_data(data, folder)
+        write_record(data, folder)
         print(f"{count_table(data.manifest)}\n")
 
         with _timed(result, "load"):
@@ -244,6 +245,7 @@ def measure(
             tokenizer,
             held_out,
             graders={name: source.grader for name, source in run_config.data.sources.items()},
+            prompt=run_config.data.prompt,
             decoding=run_config.decoding,
             loss_examples=evaluation.loss_examples,
             generate_examples=evaluation.generate_examples,
@@ -347,9 +349,6 @@ def _base_folder(path: str) -> str:
     return str(embedded.MODEL) if path == EMBEDDED else path
 
 
-def _write_data(data: PreparedData, folder: Path) -> None:
-    write_json(folder / "data.json", data.manifest)
-    write_json_lines(folder / "rejected.jsonl", (asdict(row) for row in data.rejected))
 
 
 def _evaluate(
@@ -412,8 +411,7 @@ def _opening(run_config: config.Run, data: PreparedData, result: Result) -> str:
     total = data.manifest["total"]["tokens"]["train"]
     steps = []
     if run_config.trainer.max_seconds is None:  # only a pilot can tell otherwise
-        lengths = [len(each.ids) for each in data.train]
-        plan = make_plan(lengths, run_config.trainer, seed=run_config.seed)
+        plan = make_plan(lengths_of(data.train), run_config.trainer, seed=run_config.seed)
         steps = [("steps", f"{plan.steps:,}")]
     trainable, parameters = result.parameters["trainable"], result.parameters["total"]
     return columns(

@@ -34,12 +34,20 @@ def data(root: str | None = "embedded") -> dict[str, Any]:
     sources = {
         "sql": {
             "upstream": "b-mc2/sql-create-context",
-            "licence": {"name": "CC-BY-4.0", "stated_at": "https://example.org/card | page"},
+            "licence": {
+                "name": "CC-BY-4.0",
+                "stated_at": "https://example.org/card | page",
+                "commercial": "allowed",
+            },
             **rows(100, 15),
         },
         "maths": {
             "upstream": "openai/gsm8k:main",
-            "licence": {"name": "MIT", "stated_at": "https://example.org/LICENSE"},
+            "licence": {
+                "name": "MIT",
+                "stated_at": "https://example.org/LICENSE",
+                "commercial": "allowed",
+            },
             **rows(101, 14),
         },
     }

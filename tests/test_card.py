@@ -51,8 +51,19 @@ def test_metrics_stand_side_by_side_with_their_errors() -> None:
 
 def test_licences_stand_with_the_place_that_states_them() -> None:
     card = _card()
-    assert "| CC-BY-4.0 | https://example.org/card \\| page | 100 | 15 |" in card
-    assert "| MIT | https://example.org/LICENSE | 101 | 14 |" in card
+    assert "| CC-BY-4.0 | https://example.org/card \\| page | allowed | 100 | 15 |" in card
+    assert "| MIT | https://example.org/LICENSE | allowed | 101 | 14 |" in card
+    assert "Every source allows commercial use." in card
+
+
+def test_an_unclear_licence_is_no_licence_of_the_adapters() -> None:
+    data = run_record.data(None)
+    for source in data["sources"].values():
+        source["licence"] |= {"name": "CC-BY-4.0", "commercial": "unclear"}
+    card = _card(data=data)
+    assert ModelCard(card).data.license == "other"
+    assert "| unclear | 100 | 15 |" in card
+    assert "Commercial use is unclear for maths and sql." in card
 
 
 def test_no_path_of_this_machine_gets_in() -> None:

@@ -78,14 +78,27 @@ EFFECTS = {
     f"{SQL}.format": effect(
         f"{SQL}.format=alpaca", shows_in=TRAIN, under=[f"{SQL}.group_by=instruction"]
     ),
+    f"{SQL}.columns.*": effect(
+        f"{SQL}.columns.response=output",
+        shows_in=TRAIN,
+        under=[
+            f"{SQL}.format=columns",
+            f"+{SQL}.columns={{instruction: question, response: answer}}",
+            f"{SQL}.group_by=instruction",
+        ],
+    ),
     f"{SQL}.group_by": effect(f"{SQL}.group_by=instruction", shows_in=HELD_OUT),
     f"{SQL}.rules": effect(f"{SQL}.rules=[]", shows_in=REJECTED),
     f"{SQL}.grader": effect(f"{SQL}.grader=text", shows_in=METRICS),
     f"{SQL}.licence": effect(f"{SQL}.licence=MIT", shows_in=MANIFEST),
     f"{SQL}.licence_stated_at": effect(f"{SQL}.licence_stated_at=elsewhere", shows_in=MANIFEST),
+    f"{SQL}.commercial": effect(f"{SQL}.commercial=forbidden", shows_in=MANIFEST),
     f"{SQL}.weight": effect(f"{SQL}.weight=0.5", shows_in=TRAIN),
     f"{SQL}.max_rows": effect(f"{SQL}.max_rows=3", shows_in=TRAIN),
     "data.root": effect("data.root=others", shows_in=TRAIN),
+    "data.licences": effect(
+        "data.licences=commercial", shows_in=REFUSED, under=[f"{SQL}.commercial=unclear"]
+    ),
     "data.deduplicate": effect("data.deduplicate=none", shows_in=REJECTED),
     "data.held_out": effect("data.held_out=0.6", shows_in=HELD_OUT),
     "data.max_rows": effect("data.max_rows=3", shows_in=TRAIN),
@@ -93,7 +106,13 @@ EFFECTS = {
     "data.overlong": effect(
         "data.overlong=reject", shows_in=REJECTED, under=["data.max_length=235"]
     ),
+    "data.prompt": effect("data.prompt=alpaca_input", shows_in=TRAIN),
     "data.loss_on": effect("data.loss_on=full_text", shows_in=TRAIN),
+    "data.loss_roles": effect(
+        "data.loss_roles=[user]",
+        shows_in=TRAIN,
+        under=["data.loss_on=roles", "data.loss_roles=[assistant]"],
+    ),
     "trainer.epochs": effect(
         "trainer.epochs=2", shows_in=ADAPTER, under=["trainer.max_steps=null", "trainer.epochs=1"]
     ),
@@ -252,7 +271,7 @@ def both_sides(key: str, observe: Callable[[config.Run], dict[str, Any]]) -> tup
 def test_a_key_that_cannot_work_here_is_refused_by_name(key: str) -> None:
     (change,) = EFFECTS[key].change
     with pytest.raises(ValueError, match=re.escape(change)):
-        preflight.check(launch.compose_run([*BASE, change]))
+        preflight.check(launch.compose_run([*BASE, *EFFECTS[key].under, change]))
 
 
 @pytest.mark.parametrize("key", OF_DATA)
@@ -264,7 +283,7 @@ def test_a_key_of_the_data_shows_in_the_data(key: str) -> None:
         tokenizer = load_tokenizer(run.model.path, run.model.revision)
         data = prepare(run.data, tokenizer, seed=run.seed)
         return {
-            TRAIN: [(each.ids, each.masked) for each in data.train],
+            TRAIN: [(list(each.ids), each.spans) for each in data.train],
             HELD_OUT: sorted(each.example.row for each in data.held_out),
             REJECTED: [(each.row, each.reason) for each in data.rejected],
             # Not what only repeats the config.

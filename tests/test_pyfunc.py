@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from dollyllama.config import Decoding, Strategy
+from dollyllama.config import Decoding, PromptFormat, Strategy
 from dollyllama.pyfunc import Answers, choose
 
 NOTHING = dict.fromkeys(("temperature", "top_p", "repetition_penalty", "alpha", "k", "q"))
@@ -58,6 +58,8 @@ def test_what_contradicts_is_refused_in_one_line(given: dict[str, Any], line: st
     ],
 )
 def test_input_that_is_no_instruction_is_refused(frame: pd.DataFrame, line: str) -> None:
-    answers = Answers(None, None, decoding=decoding("greedy"), batch_size=1, seed=0)
+    answers = Answers(
+        None, None, prompt=PromptFormat.alpaca, decoding=decoding("greedy"), batch_size=1, seed=0
+    )
     with pytest.raises(ValueError, match=line):
         answers.predict(frame)

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from dollyllama.config import Batching
@@ -123,8 +124,8 @@ def collate_padded(rows: Sequence[EncodedExample], *, pad_id: int) -> dict[str, 
     ids_BT = torch.full((len(rows), longest), pad_id)
     labels_BT = torch.full((len(rows), longest), IGNORED)
     for number, row in enumerate(rows):
-        ids_BT[number, : len(row.ids)] = torch.tensor(row.ids)
-        labels_BT[number, : len(row.ids)] = torch.tensor(targets(row))
+        ids_BT[number, : len(row.ids)] = torch.from_numpy(_int64(row.ids))
+        labels_BT[number, : len(row.ids)] = torch.from_numpy(row.labels)
     return {"input_ids": ids_BT, "labels": labels_BT}
 
 
@@ -137,19 +138,14 @@ def collate_packed(rows: Sequence[EncodedExample]) -> dict[str, Any]:
     """
     lengths = [len(row.ids) for row in rows]
     return {
-        "input_ids": torch.tensor([[token for row in rows for token in row.ids]]),
-        "labels": torch.tensor([[label for row in rows for label in targets(row)]]),
+        "input_ids": torch.from_numpy(np.concatenate([_int64(row.ids) for row in rows]))[None],
+        "labels": torch.from_numpy(np.concatenate([row.labels for row in rows]))[None],
         "position_ids": torch.cat([torch.arange(len(row.ids)) for row in rows])[None],
         "row_lengths": lengths,
         "row_starts": torch.tensor([0, *accumulate(lengths)], dtype=torch.int32),
     }
 
 
-def targets(row: EncodedExample) -> list[int]:
-    """The labels that some token of the same row predicts: all but the first."""
-    return [IGNORED, *row.labels[1:]]
-
-
-def supervised_tokens(row: EncodedExample) -> int:
-    """How many tokens of ``row`` carry loss."""
-    return len(row.ids) - max(row.masked, 1)
+def _int64(ids: ArrayLike) -> NDArray[np.int64]:
+    """A copy: ids may lie in a file that nobody may write to, of which torch would warn."""
+    return np.array(ids, np.int64)

@@ -1,18 +1,15 @@
-"""What makes a row fit to learn from: repairs that are counted, rejections that have a reason.
+"""What makes a row readable: repairs that are counted, rejections that have a reason.
 
-Kept as upstream has them, by decision: SQL whose schema does not execute, answers that use a column
-the schema lacks, damaged conditions like ``WHERE "week" = "week"``. The recipe trained on them, and
-quality rules are a step of their own.
+Whether it is worth learning from is asked in ``quality``.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
 from dataclasses import replace
 
-from dollyllama.config import GroupBy, Rule
-from dollyllama.data.example import Example, Rejected
+from dollyllama.config import GroupBy
+from dollyllama.data.example import Example, Rejected, join_input
 from dollyllama.data.prompt import END_MARKER, strip_end_marker
 from dollyllama.data.split import group_key
 
@@ -22,10 +19,14 @@ _INVISIBLE = "\ufeff\u200b\u2060"
 
 def clean_text(text: str) -> str:
     """Normalise line ends to line feeds and strip white space and invisible marks at both ends."""
-    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    text = _line_ends(text)
     while text != (stripped := text.strip().strip(_INVISIBLE)):
         text = stripped
     return text
+
+
+def _line_ends(text: str) -> str:
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 _SHORTEST_QUESTION = 20  # characters
@@ -64,19 +65,6 @@ def _leads_to(wording: str) -> bool:
     return ends and len(wording) <= _LONGEST_WORDING
 
 
-# --- rules: None when the row may stay, else why not --------------------------------------------
-
-
-def real_table_names(example: Example) -> str | None:
-    """The recipe's rule: no queries on WikiSQL's numbered tables, which teach no table name."""
-    if "FROM table_" in example.response:
-        return "the answer asks a table without a real name (FROM table_…)"
-    return None
-
-
-RULES: dict[Rule, Callable[[Example], str | None]] = {Rule.real_table_names: real_table_names}
-
-
 def clean(
     example: Example, repairs: tuple[str, ...], *, group_by: GroupBy
 ) -> tuple[Example, tuple[str, ...]] | Rejected:
@@ -85,12 +73,19 @@ def clean(
     The rejection's ``raw`` is left empty: whoever read the row has it.
     """
     instruction = clean_text(example.instruction)
+    given = _line_ends(example.input).rstrip()  # its first line may be indented
+    history = tuple((role, clean_text(content)) for role, content in example.history)
     response = clean_text(example.response)
-    if "\r" in example.instruction or "\r" in example.response:
+    if "\r" in example.question or "\r" in example.response:
         repairs = (*repairs, "line_ends")
-    once = clean_text(cut_repetition(instruction))
-    if once != instruction:
-        instruction, repairs = once, (*repairs, "repeated_instruction")
+    asked = join_input(instruction, given)
+    once = clean_text(cut_repetition(asked))
+    if once != clean_text(asked):
+        repairs = (*repairs, "repeated_instruction")
+        head = f"{instruction}\n"
+        instruction, given = (
+            (instruction, once[len(head) :]) if once.startswith(head) else (once, "")
+        )
 
     def reject(reason: str, detail: str) -> Rejected:
         return Rejected(example.source, example.row, reason, detail, {})
@@ -99,13 +94,15 @@ def clean(
         return reject("empty_instruction", "nothing but white space")
     if not response:
         return reject("empty_response", "nothing but white space")
-    if not _is_unicode(instruction + response + example.context):
+    if not _is_unicode(example.question + response + example.context):
         return reject("broken_unicode", "half of a surrogate pair, which no encoding can write")
     if strip_end_marker(response)[1]:
         return reject("end_marker_in_response", f"the response says {END_MARKER!r} itself")
     if group_by is GroupBy.context and not example.context:
         return reject("empty_context", "rows are grouped by context and this one has none")
-    cleaned = replace(example, instruction=instruction, response=response)
+    cleaned = replace(
+        example, instruction=instruction, input=given, history=history, response=response
+    )
     return replace(cleaned, group=group_key(cleaned, group_by)), repairs
 
 
@@ -115,20 +112,3 @@ def _is_unicode(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def apply_rules(
-    examples: Iterable[Example], rules: Iterable[Rule]
-) -> tuple[list[Example], list[Rejected]]:
-    """Keep what every rule lets pass; the reason of a rejection is the rule's name."""
-    kept: list[Example] = []
-    rejected: list[Rejected] = []
-    ordered = sorted(rules)
-    for example in examples:
-        for rule in ordered:
-            if (detail := RULES[rule](example)) is not None:
-                rejected.append(Rejected(example.source, example.row, rule.value, detail, {}))
-                break
-        else:
-            kept.append(example)
-    return kept, rejected

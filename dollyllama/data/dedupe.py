@@ -1,31 +1,50 @@
-"""Duplicates, within a source and across them: list[Example] -> (kept, rejected).
-
-Near duplicates are to come as another function of the same shape.
-"""
+"""Copies, within a source and across them: exact ones here, near ones found by ``near``."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import hashlib
+from dataclasses import dataclass
 
-from dollyllama.data.example import Example, Rejected
+import numpy as np
+import numpy.typing as npt
+
+from dollyllama.data.example import Example
 from dollyllama.data.split import normalise
 
+Places = npt.NDArray[np.int64]
 
-def drop_exact_duplicates(examples: Iterable[Example]) -> tuple[list[Example], list[Rejected]]:
-    """Keep one of the rows that agree in instruction and response, case and white space aside.
 
-    The first by source name and row number stays, so the order of sources in YAML changes nothing.
-    Returns both lists in that order.
+def exact_key(example: Example) -> int:
+    """64 bits that rows share which agree in question and response, case and white space aside.
+
+    Among 10 million different rows two share one by chance once in 370,000 mixes.
     """
-    seen: dict[tuple[str, str], Example] = {}
-    kept: list[Example] = []
-    rejected: list[Rejected] = []
-    for example in sorted(examples, key=lambda example: (example.source, example.row)):
-        key = (normalise(example.instruction), normalise(example.response))
-        first = seen.setdefault(key, example)
-        if first is example:
-            kept.append(example)
-        else:
-            detail = f"copy of {first.source} row {first.row}, id {first.id}"
-            rejected.append(Rejected(example.source, example.row, "duplicate_row", detail, {}))
-    return kept, rejected
+    text = f"{normalise(example.question)}\x00{normalise(example.response)}"
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())
+
+
+def first_copies(keys: npt.NDArray[np.uint64]) -> Places:
+    """Of each row the first row that has its key, itself where there is none before it."""
+    _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
+    return np.asarray(first[inverse], np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """Rows that are copies of each other. kept: the one that stays; dropped: the others."""
+
+    kept: int
+    dropped: list[int]
+
+
+def clusters_of(kept: Places) -> list[Cluster]:
+    """The clusters of more than one row, by their first row.
+
+    kept: of each row the row that stays of its cluster; rows that stay name themselves.
+    """
+    dropped = np.flatnonzero(kept != np.arange(len(kept)))
+    found: dict[int, list[int]] = {}
+    for row in dropped.tolist():
+        found.setdefault(int(kept[row]), []).append(row)
+    clusters = [Cluster(stays, others) for stays, others in found.items()]
+    return sorted(clusters, key=lambda each: min(each.kept, each.dropped[0]))

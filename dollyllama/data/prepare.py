@@ -1,46 +1,51 @@
-"""Sources to token ids, every step in order and every row accounted for.
+"""Sources to the rows that a run trains and evaluates on, every row accounted for.
 
-read -> clean -> rules -> deduplicate -> split -> mix -> tokenise, cached under one fingerprint.
+ingest, a source at a time -> copies -> split -> contamination -> mix. What looks at one row alone
+is kept by source (``store``), so that only a source that changed is read again; what looks at all
+rows works on arrays.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import heapq
 import json
 import os
 import shutil
-import tempfile
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from dollyllama.config import Data, Deduplicate, LossOn, Source, fingerprint
-from dollyllama.data.clean import apply_rules, clean
-from dollyllama.data.dedupe import drop_exact_duplicates
-from dollyllama.data.example import Example, Rejected, Split
-from dollyllama.data.mix import MixReport, build_mix
-from dollyllama.data.sources import (
-    EMBEDDED_LICENCE,
-    Place,
-    Row,
-    check_columns,
-    digest_place,
-    digest_rows,
-    locate,
-    read_example,
-    read_rows,
+from dollyllama.config import Data, Deduplicate, fingerprint
+from dollyllama.data.contamination import find_contamination
+from dollyllama.data.dedupe import Cluster, clusters_of, first_copies
+from dollyllama.data.example import Rejected, Split
+from dollyllama.data.ingest import (
+    Job,
+    build_store,
+    find_source,
+    questions_of,
+    read_questions,
+    settings_of,
+    workers,
 )
-from dollyllama.data.split import assign_split
-from dollyllama.data.tokens import EncodedExample, encode_all
-from dollyllama.embedded import EMBEDDED
-from dollyllama.files import digest, read_json_lines, write_json, write_json_lines
+from dollyllama.data.manifest import Found, Late, Mix, describe_sources, total_of
+from dollyllama.data.mix import Pool, build_mix
+from dollyllama.data.near import Content, Copies, content, find_copies, kept_of, shingle_weights
+from dollyllama.data.split import is_held_out
+from dollyllama.data.store import Corpus, Rows, Store
+from dollyllama.files import digest, locked, write_json
 
-#: Called with the stage's name, how much of it is done and how much there is.
+Places = npt.NDArray[np.int64]
+
+#: Called with the stage's name, how much of it is done and how much there is (0: not known).
 Progress = Callable[[str, int, int], None]
 
 
@@ -49,13 +54,25 @@ class PreparedData:
     """The data of a run. train is in the order of the mix, held_out in that of source and row.
 
     manifest: what ``data.json`` holds. fingerprint: equal for equal data, tokens and code.
+    folder: where rejected.jsonl, clusters.jsonl and contamination.jsonl are.
     """
 
-    train: list[EncodedExample]
-    held_out: list[EncodedExample]
-    rejected: list[Rejected]
+    train: Rows
+    held_out: Rows
     manifest: dict[str, Any]
     fingerprint: str
+    folder: Path
+
+    def rejected(self) -> Iterator[Rejected]:
+        """The rows that are not used, by source and row."""
+        with (self.folder / REJECTED).open(encoding="utf-8") as file:
+            for line in file:
+                yield Rejected(**json.loads(line))
+
+
+#: Files of a prepared mix: the record of what was left out and why.
+REJECTED, CLUSTERS, CONTAMINATION = "rejected.jsonl", "clusters.jsonl", "contamination.jsonl"
+RECORD = (REJECTED, CLUSTERS, CONTAMINATION)
 
 
 class EmptySide(ValueError):  # noqa: N818
@@ -81,203 +98,221 @@ def prepare(
     ValueError when a source cannot be read, EmptySide when a side of the split is empty.
     """
     report = progress or (lambda stage, done, total: None)
-    places = {name: place_of(source, name=name, root=data.root) for name, source in _sorted(data)}
-    digests = {name: digest_place(place) for name, place in places.items()}
-    rows: dict[str, list[Row]] = {}
-    for name, place in places.items():
-        if place.local is None:
-            report("reading", len(rows), len(places))
-            rows[name] = read_rows(place, name=name, split=data.sources[name].split)
-            digests[name] = digest_rows(rows[name])
-    key = fingerprint(
-        {
-            "data": dataclasses.asdict(data),
-            "digests": digests,
-            "seed": seed,
-            "tokenizer": _tokenizer_digest(tokenizer),
-            "code": _code_digest(),
-        }
-    )
-    folder = (cache or _default_cache()) / key
-    if (cached := _load(folder)) is not None:
+    wanted = _wanted(data, tokenizer, seed=seed, cache=cache, report=report)
+    jobs, stores, folder = wanted.jobs, wanted.stores, wanted.folder
+    with _called_benchmarks():
+        tests = [question for job in wanted.tests.values() for question in read_questions(job)]
+    if (cached := _load(folder, stores)) is not None:
         return cached
-    for name, place in places.items():
-        if name not in rows:
-            report("reading", len(rows), len(places))
-            rows[name] = read_rows(place, name=name, split=data.sources[name].split)
-    prepared = _prepare(
-        data,
-        tokenizer,
-        rows=rows,
-        places=places,
-        digests=digests,
-        seed=seed,
-        key=key,
-        report=report,
-    )
-    _save(prepared, folder)
-    return prepared
+    done = 0
 
+    def count(rows: int) -> None:
+        nonlocal done
+        done += rows
+        report("reading, cleaning, tokenising", done, 0)
 
-def _sorted(data: Data) -> list[tuple[str, Source]]:
-    return sorted(data.sources.items())
-
-
-def place_of(source: Source, *, name: str, root: str | None) -> Place:
-    """Where a source's rows are. ValueError when a local place was named and holds nothing."""
-    return locate(
-        name=name,
-        path=source.path,
-        file=source.file,
-        revision=source.revision,
-        split=source.split,
-        root=root,
-    )
-
-
-def clean_rows(
-    rows: list[Row], source: Source, *, name: str, location: str
-) -> tuple[list[Example], list[Rejected], Counter[str]]:
-    """Read and clean a source's rows: examples, what cannot be one, and repairs by kind.
-
-    ValueError when the columns are not those of the source's format.
-    """
-    check_columns(rows, name=name, location=location, row_format=source.format)
-    examples: list[Example] = []
-    rejected: list[Rejected] = []
-    repairs: Counter[str] = Counter()
-    for number, row in enumerate(rows):
-        read = read_example(row, name=name, number=number, row_format=source.format)
-        if not isinstance(read, Rejected):
-            read = clean(*read, group_by=source.group_by)
-        if isinstance(read, Rejected):
-            rejected.append(read)
-            continue
-        example, done = read
-        examples.append(example)
-        repairs.update(done)
-    return examples, rejected, repairs
-
-
-def _prepare(
-    data: Data,
-    tokenizer: Any,
-    *,
-    rows: dict[str, list[Row]],
-    places: dict[str, Place],
-    digests: dict[str, dict[str, str]],
-    seed: int,
-    key: str,
-    report: Progress,
-) -> PreparedData:
-    counts: dict[str, dict[str, int]] = {}
-    repairs: dict[str, Counter[str]] = {}
-    rejected: list[Rejected] = []
-    examples: list[Example] = []
-    for number, (name, source) in enumerate(_sorted(data)):
-        report("cleaning", number, len(data.sources))
-        cleaned, unreadable, repaired = clean_rows(
-            rows[name], source, name=name, location=places[name].name
+    with workers(tokenizer) as crew:
+        built = {name: build_store(job, stores[name], crew, count) for name, job in jobs.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder, None):
+        if (cached := _load(folder, stores)) is not None:
+            return cached
+        mix = _combine(data, Corpus(built), tests, seed=seed, report=report, scratch=folder)
+        described = describe_sources(
+            data.sources,
+            jobs,
+            mix,
+            root=data.root,
         )
-        repairs[name] = repaired
-        kept, refused = apply_rules(cleaned, source.rules)
-        rejected += [*unreadable, *refused]
-        examples += kept
-        counts[name] = {"read": len(rows[name]), "cleaned": len(cleaned), "rules": len(kept)}
-
-    if data.deduplicate is Deduplicate.exact:
-        report("deduplicating", 0, 1)
-        examples, refused = drop_exact_duplicates(examples)
-        rejected += refused
-    train, held_out = assign_split(examples, data.held_out)
-    for side, kept in (("deduplicated", examples), ("train", train), ("held_out", held_out)):
-        per_source = Counter(example.source for example in kept)
-        for name in counts:
-            counts[name][side] = per_source[name]
-    mixed, mix = build_mix(
-        train,
-        weights={name: source.weight for name, source in _sorted(data)},
-        caps={name: source.max_rows for name, source in _sorted(data)},
-        max_rows=data.max_rows,
-        seed=seed,
-    )
-
-    # The held-out loss is over responses whatever is trained on, so that runs can be compared.
-    chosen = {
-        Split.train: (mixed, data.loss_on),
-        Split.held_out: (held_out, LossOn.response),
-    }
-    distinct = {
-        side: {(example.source, example.row): example for example in examples}
-        for side, (examples, _) in chosen.items()
-    }
-    total = sum(len(examples) for examples in distinct.values())
-    sides: dict[Split, list[EncodedExample]] = {}
-    encoded_before = 0
-    for side, (examples, loss_on) in chosen.items():
-
-        def encoding(count: int, before: int = encoded_before) -> None:
-            report("tokenising", before + count, total)
-
-        encoded, refused = encode_all(
-            list(distinct[side].values()),
-            tokenizer,
-            max_length=data.max_length,
-            loss_on=loss_on,
-            overlong=data.overlong,
-            progress=encoding,
-        )
-        encoded_before += len(distinct[side])
-        rejected += refused
-        of_row = {(each.example.source, each.example.row): each for each in encoded}
-        sides[side] = [of_row[at] for each in examples if (at := (each.source, each.row)) in of_row]
-    rejected = [
-        dataclasses.replace(each, raw=rows[each.source][each.row])
-        for each in sorted(rejected, key=lambda each: (each.source, each.row))
-    ]
-    manifest: dict[str, Any] = {
-        "fingerprint": key,
-        "seed": seed,
-        "settings": {
-            name: value for name, value in dataclasses.asdict(data).items() if name != "sources"
-        },
-        "tokenizer": _tokenizer_digest(tokenizer),
-        "sources": {
-            name: _describe(
-                source,
-                place=places[name],
-                digests=digests[name],
-                rows=counts[name],
-                repairs=dict(sorted(repairs[name].items())),
-                rejected=[each for each in rejected if each.source == name],
-                mix=mix,
-                name=name,
-                root=data.root,
-                sides={
-                    side: [each for each in kept if each.example.source == name]
-                    for side, kept in sides.items()
-                },
-            )
-            for name, source in _sorted(data)
-        },
-    }
-    manifest["total"] = _total(manifest["sources"])
-    # What a reader of the record sees is what a reader of the cache gets.
-    manifest = json.loads(json.dumps(manifest))
-    prepared = PreparedData(sides[Split.train], sides[Split.held_out], rejected, manifest, key)
+        manifest = {
+            "fingerprint": folder.name,
+            "seed": seed,
+            "settings": {
+                name: value for name, value in dataclasses.asdict(data).items() if name != "sources"
+            },
+            "tokenizer": _tokenizer_digest(tokenizer),
+            "sources": described,
+            "total": total_of(described),
+            "mix": dataclasses.asdict(mix.shares)["shares"],
+        }
+        _save(mix, manifest, folder)
+    prepared = _load(folder, stores)
+    if prepared is None:
+        raise OSError(f"{folder} changed while it was written: run again")
     _require_both_sides(prepared, data)
     return prepared
 
 
+def check(data: Data, tokenizer: Any, *, seed: int, cache: Path | None = None) -> list[str]:
+    """The files of a prepared mix that are not there or damaged; none when it can be loaded.
+
+    ValueError when a source cannot be found, or the mix has not been prepared.
+    """
+    wanted = _wanted(data, tokenizer, seed=seed, cache=cache, report=lambda *_: None)
+    if not (wanted.folder / _DIGESTS).is_file():
+        raise ValueError(f"{wanted.folder.name} is not prepared: leave out --check to do so")
+    damaged = [str(wanted.folder / name) for name in _damaged(wanted.folder)]
+    for place in wanted.stores.values():
+        try:
+            damaged += [str(place / name) for name in Store(place).damaged()]
+        except ValueError as error:
+            damaged.append(str(error))
+    return damaged
+
+
+@contextmanager
+def _called_benchmarks() -> Iterator[None]:
+    """Errors of a benchmark name its key, not that of a source."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(str(error).replace("data.sources.", "data.benchmarks.")) from error
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """A mix by what decides it: its sources, and where they and the mix are when prepared."""
+
+    jobs: dict[str, Job]
+    tests: dict[str, Job]
+    stores: dict[str, Path]
+    folder: Path
+
+
+def _wanted(
+    data: Data, tokenizer: Any, *, seed: int, cache: Path | None, report: Progress
+) -> _Wanted:
+    cache = cache or _default_cache()
+    jobs = {}
+    for number, (name, source) in enumerate(sorted(data.sources.items())):
+        report("looking at the files", number, len(data.sources))
+        jobs[name] = find_source(data, name, source)
+    with _called_benchmarks():
+        tests = {
+            name: find_source(data, name, source)
+            for name, source in sorted(data.benchmarks.items())
+        }
+    digests = {name: job.digests for name, job in jobs.items()}
+    about = {"tokenizer": _tokenizer_digest(tokenizer), "code": _code_digest()}
+    stores = {
+        name: cache / "sources" / fingerprint(about | settings_of(job) | {"digests": digests[name]})
+        for name, job in jobs.items()
+    }
+    key = fingerprint(
+        about
+        | {"data": dataclasses.asdict(data), "digests": digests, "seed": seed}
+        | {"tests": {name: job.digests for name, job in tests.items()}}
+    )
+    return _Wanted(jobs, tests, stores, cache / "mixes" / key)
+
+
+# --- what looks at all rows ---------------------------------------------------------------------
+
+
+def _combine(
+    data: Data,
+    corpus: Corpus,
+    tests: list[tuple[str, Content]],
+    *,
+    seed: int,
+    report: Progress,
+    scratch: Path,
+) -> Mix:
+    everything = np.arange(len(corpus))
+    sources = corpus.sources
+    report("finding copies", 0, 1)
+    exact = first_copies(corpus.column("key"))
+    repeated = np.flatnonzero(exact != everything)
+    pairs = np.stack([exact[repeated], repeated], axis=1)
+    shingles = scratch / ".shingles"
+    values, offsets = corpus.write_lists("shingles", shingles)
+    found_near = find_copies(values, offsets, sources)
+    copies = Copies(
+        np.concatenate([pairs, found_near.pairs]),
+        np.concatenate([np.ones(len(pairs), np.float32), found_near.similarity]),
+    )
+    kept = {
+        Deduplicate.none: everything,
+        Deduplicate.exact: exact,
+        Deduplicate.near: kept_of(
+            copies.clusters(len(corpus)),
+            corpus.column("truncated"),
+            corpus.column("held_out_supervised"),
+        ),
+    }[data.deduplicate]
+    clusters = clusters_of(kept)
+    stays = kept == everything
+    held_out = is_held_out(corpus.column("side"), copies.pairs, data.held_out)
+
+    report("looking for contamination", 0, 1)
+    training = np.flatnonzero(stays & ~held_out)
+    evaluated = np.flatnonzero(stays & held_out)
+    tests = tests + [
+        (f"held-out {example.source} row {example.row}", question)
+        for example in map(corpus.example, evaluated.tolist())
+        for question in questions_of(example)
+    ]
+    found = [
+        Found(match.row, tests[match.test][0], match.kind, match.found)
+        for match in find_contamination(
+            [question for _, question in tests],
+            training,
+            lambda rows: [content(corpus.example(row)) for row in rows.tolist()],
+            values,
+            offsets,
+            shingle_weights(values, offsets, sources),
+        )
+    ]
+    training = np.setdiff1d(training, [each.place for each in found], assume_unique=True)
+
+    report("mixing", 0, 1)
+    tokens, supervised, ids = (corpus.column(name) for name in ("tokens", "supervised", "id"))
+    pools = {}
+    for number, (name, source) in enumerate(sorted(data.sources.items())):
+        own = training[sources[training] == number]
+        pools[name] = Pool(
+            ids=ids[own],
+            tokens=tokens[own],
+            supervised=supervised[own],
+            weight=source.weight,
+            max_rows=source.max_rows,
+            max_tokens=source.max_tokens,
+        )
+    order, shares = build_mix(
+        pools,
+        temperature=data.temperature,
+        max_rows=data.max_rows,
+        max_tokens=data.max_tokens,
+        seed=seed,
+    )
+    late = [
+        Late(
+            row,
+            "duplicate_row" if exact[row] != row else "near_duplicate",
+            f"copy of {corpus.called(each.kept)}",
+        )
+        for each in clusters
+        for row in each.dropped
+    ]
+    late += [
+        Late(each.place, "contaminated", f"{each.kind} of {each.test}: {each.found}")
+        for each in found
+    ]
+    late.sort(key=lambda each: each.place)
+    return Mix(
+        corpus, np.flatnonzero(stays), training[order], evaluated, clusters, late, found, shares
+    )
+
+
 def _require_both_sides(prepared: PreparedData, data: Data) -> None:
-    if not prepared.train:
+    if not len(prepared.train):
         raise EmptySide(
             prepared,
             f"the mix has no training example: data.sources ({', '.join(sorted(data.sources))}), "
             f"their rules and weights, data.max_length={data.max_length} and "
             f"data.held_out={data.held_out:g} left none; raise max_length or loosen the rules",
         )
-    if not prepared.held_out:
+    if not len(prepared.held_out):
         raise EmptySide(
             prepared,
             f"the mix has no held-out example: data.held_out={data.held_out:g} of "
@@ -285,74 +320,11 @@ def _require_both_sides(prepared: PreparedData, data: Data) -> None:
         )
 
 
-def _describe(
-    source: Source,
-    *,
-    name: str,
-    root: str | None,
-    place: Place,
-    digests: dict[str, str],
-    rows: dict[str, int],
-    repairs: dict[str, int],
-    rejected: Sequence[Rejected],
-    mix: MixReport,
-    sides: dict[Split, list[EncodedExample]],
-) -> dict[str, Any]:
-    """One source's part of the manifest."""
-    share = mix.shares[name]
-    trained = {each.example.row for each in sides[Split.train]}
-    return {
-        "upstream": source.path,
-        "revision": source.revision,
-        "split": source.split,
-        "read_from": place.name,
-        "digests": digests,
-        "format": source.format.value,
-        "licence": EMBEDDED_LICENCE
-        if root == EMBEDDED
-        else {"name": source.licence, "stated_at": source.licence_stated_at},
-        "grader": source.grader.value,
-        "rows": {
-            **rows,
-            "not_drawn": share.available - share.chosen,
-            "mixed": share.drawn,
-            "trained": len(sides[Split.train]),
-            "trained_distinct": len(trained),
-            "evaluated": len(sides[Split.held_out]),
-        },
-        "repaired": repairs,
-        "rejected": dict(sorted(Counter(each.reason for each in rejected).items())),
-        "tokens": {side.value: _count_tokens(kept) for side, kept in sides.items()},
-    }
-
-
-def _count_tokens(examples: Sequence[EncodedExample]) -> dict[str, int]:
-    tokens = sum(len(each.ids) for each in examples)
-    masked = sum(each.masked for each in examples)
-    return {
-        "examples": len(examples),
-        "tokens": tokens,
-        "masked": masked,
-        "supervised": tokens - masked,
-        "truncated": sum(each.truncated for each in examples),
-        "longest": max((len(each.ids) for each in examples), default=0),
-    }
-
-
-def _total(sources: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Sums over the sources, of rows and of tokens; ``longest`` is a maximum."""
-    rows: Counter[str] = Counter()
-    reasons: Counter[str] = Counter()
-    for source in sources.values():
-        rows.update(source["rows"])
-        reasons.update(source["rejected"])
-    tokens: dict[str, dict[str, int]] = {}
-    for side in Split:
-        parts = [source["tokens"][side.value] for source in sources.values()]
-        tokens[side.value] = {
-            key: (max if key == "longest" else sum)(part[key] for part in parts) for key in parts[0]
-        }
-    return {"rows": dict(rows), "rejected": dict(sorted(reasons.items())), "tokens": tokens}
+def write_record(prepared: PreparedData, folder: Path) -> None:
+    """Write to ``folder`` what a mix is made of, and what was left out and why."""
+    write_json(folder / "data.json", prepared.manifest)
+    for name in RECORD:
+        shutil.copyfile(prepared.folder / name, folder / name)
 
 
 # --- fingerprint and cache ----------------------------------------------------------------------
@@ -366,9 +338,10 @@ def _tokenizer_digest(tokenizer: Any) -> str:
     """SHA-256 of everything that decides token ids."""
     text = tokenizer.backend_tokenizer.to_str()
     special = [tokenizer.bos_token_id, tokenizer.eos_token_id]
-    return hashlib.sha256(f"{text}{special}".encode()).hexdigest()
+    return hashlib.sha256(f"{text}{special}{tokenizer.chat_template}".encode()).hexdigest()
 
 
+@lru_cache(maxsize=1)
 def _code_digest() -> str:
     """SHA-256 of this package's source: other code is other data."""
     total = hashlib.sha256()
@@ -377,89 +350,96 @@ def _code_digest() -> str:
     return total.hexdigest()
 
 
-def _save(prepared: PreparedData, folder: Path) -> None:
-    """Write prepared data to ``folder`` as a whole, or leave what another process put there."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        sides = (prepared.train, prepared.held_out)
-        at: dict[tuple[str, int], int] = {}
-        distinct: list[EncodedExample] = []
-        for each in (each for side in sides for each in side):
-            if at.setdefault((each.example.source, each.example.row), len(distinct)) == len(
-                distinct
-            ):
-                distinct.append(each)
-        write_json_lines(
-            temporary / "examples.jsonl",
-            ([getattr(each.example, key) for key in _EXAMPLE_KEYS] for each in distinct),
-        )
-        write_json_lines(
-            temporary / "rejected.jsonl", (dataclasses.asdict(each) for each in prepared.rejected)
-        )
-        order = [
-            np.array([at[(each.example.source, each.example.row)] for each in side], np.int64)
-            for side in sides
-        ]
-        np.savez(
-            temporary / "tokens.npz",
-            ids=np.array([token for each in distinct for token in each.ids], np.int32),
-            lengths=np.array([len(each.ids) for each in distinct], np.int64),
-            masked=np.array([each.masked for each in distinct], np.int64),
-            truncated=np.array([each.truncated for each in distinct], np.bool_),
-            train=order[0],
-            held_out=order[1],
-        )
-        write_json(temporary / "manifest.json", prepared.manifest)
-        write_json(
-            temporary / "digests.json", {name: digest(temporary / name) for name in _CACHED_FILES}
-        )
-        try:
-            temporary.rename(folder)
-        except OSError:
-            if _load(folder) is None:
-                raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+def _save(mix: Mix, manifest: dict[str, Any], folder: Path) -> None:
+    """Write a mix to ``folder``, the file that says that it is whole last."""
+    corpus = mix.corpus
+    lengths = corpus.column("tokens")
+    sides = {"train": mix.train, "held_out": mix.held_out}
+    for side, places in sides.items():
+        np.save(folder / f"{side}.npy", places)
+        np.save(folder / f"{side}_lengths.npy", lengths[places])
+    _write_lines(folder / REJECTED, _rejected(mix))
+    _write_lines(folder / CLUSTERS, (_cluster(each, mix) for each in mix.clusters))
+    _write_lines(folder / CONTAMINATION, (_contamination(each, mix) for each in mix.found))
+    write_json(folder / "manifest.json", manifest)
+    (folder / ".shingles").unlink(missing_ok=True)
+    names = [path.name for path in sorted(folder.iterdir()) if path.name != _DIGESTS]
+    write_json(folder / _DIGESTS, {name: digest(folder / name) for name in names})
 
 
-_CACHED_FILES = ("examples.jsonl", "rejected.jsonl", "tokens.npz", "manifest.json")
-_EXAMPLE_KEYS = tuple(field.name for field in dataclasses.fields(Example))
+_DIGESTS = "digests.json"
 
 
-def _load(folder: Path) -> PreparedData | None:
-    """Load what ``_save`` wrote; None when it is not there. A damaged folder is removed."""
-    if not folder.is_dir():
+def _write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write JSON Lines one by one: there may be more of them than fit into memory."""
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        for row in rows:
+            file.write(json.dumps(row, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def _rejected(mix: Mix) -> Iterator[dict[str, Any]]:
+    """Every row that is not used, by source and row."""
+    for source in mix.corpus.names:
+        late = (
+            Rejected(source, row, each.reason, each.detail, mix.corpus.raw(each.place))
+            for each in mix.late
+            for name, row in [mix.corpus.at(each.place)]
+            if name == source
+        )
+        early = mix.corpus.stores[source].refused(source)
+        for each in heapq.merge(early, late, key=lambda each: each.row):
+            yield dataclasses.asdict(each)
+
+
+def _cluster(cluster: Cluster, mix: Mix) -> dict[str, Any]:
+    return {
+        "kept": _shown(cluster.kept, mix),
+        "dropped": [_shown(place, mix) for place in cluster.dropped],
+    }
+
+
+def _contamination(found: Found, mix: Mix) -> dict[str, Any]:
+    about = dataclasses.asdict(found)
+    del about["place"]
+    return {"row": _shown(found.place, mix), **about}
+
+
+def _shown(place: int, mix: Mix) -> dict[str, Any]:
+    example = mix.corpus.example(place)
+    texts = {"instruction": example.instruction, "response": example.response}
+    return {"source": example.source, "row": example.row, "id": example.id, **texts}
+
+
+def _load(folder: Path, stores: Mapping[str, Path]) -> PreparedData | None:
+    """Load what ``_save`` wrote over these stores; None when any of it is not there or damaged."""
+    if not (folder / _DIGESTS).is_file() or _damaged(folder):
         return None
-    if not _is_whole(folder):
-        shutil.rmtree(folder)
+    try:
+        corpus = Corpus({name: Store(place) for name, place in stores.items()})
+    except ValueError:
+        return None
+    if any(store.damaged() for store in corpus.stores.values()):
         return None
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    examples = [Example(*values) for values in read_json_lines(folder / "examples.jsonl")]
-    rejected = [Rejected(**values) for values in read_json_lines(folder / "rejected.jsonl")]
-    with np.load(folder / "tokens.npz", allow_pickle=False) as arrays:
-        ids = arrays["ids"]
-        ends = np.cumsum(arrays["lengths"]).tolist()
-        masked, truncated = arrays["masked"].tolist(), arrays["truncated"].tolist()
-        train, held_out = arrays["train"].tolist(), arrays["held_out"].tolist()
-    encoded = [
-        EncodedExample(example, ids[start:end].tolist(), mask, cut)
-        for example, start, end, mask, cut in zip(
-            examples, [0, *ends[:-1]], ends, masked, truncated, strict=True
+    sides = {
+        side: Rows(
+            corpus,
+            np.load(folder / f"{side}.npy", mmap_mode="r"),
+            side,
+            np.load(folder / f"{side}_lengths.npy", mmap_mode="r"),
         )
-    ]
-    return PreparedData(
-        _pick(encoded, train), _pick(encoded, held_out), rejected, manifest, folder.name
-    )
+        for side in Split
+    }
+    return PreparedData(sides[Split.train], sides[Split.held_out], manifest, folder.name, folder)
 
 
-def _pick(encoded: Sequence[EncodedExample], places: Iterable[int]) -> list[EncodedExample]:
-    return [encoded[place] for place in places]
-
-
-def _is_whole(folder: Path) -> bool:
+def _damaged(folder: Path) -> list[str]:
+    """Names of a mix's files whose bytes are not what was written."""
     try:
-        digests = json.loads((folder / "digests.json").read_text(encoding="utf-8"))
-        return all(digests[name] == digest(folder / name) for name in _CACHED_FILES)
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+        digests = json.loads((folder / _DIGESTS).read_text(encoding="utf-8"))
+        files = {name: folder / name for name in digests}
+    except (OSError, ValueError, TypeError):
+        return [_DIGESTS]
+    return [
+        name for name, path in files.items() if not path.is_file() or digest(path) != digests[name]
+    ] or ([] if digests else [_DIGESTS])

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from dollyllama.data.prepare import PreparedData
+from dollyllama.data.store import Rows
 from dollyllama.data.tokens import EncodedExample
 from dollyllama.embedded import EMBEDDED
 
@@ -18,8 +19,9 @@ RECIPE = {
     "qwedsacf/grade-school-math-instructions": (8_792, 8_792),
 }
 
-#: Reasons that are found only when tokens are counted, after the split.
-_TOO_LONG = ("prompt_too_long", "too_long")
+#: Reasons that are found only when all rows are there.
+_COPIES = ("duplicate_row", "near_duplicate")
+_LATE = (*_COPIES, "contaminated")
 
 
 def count_table(manifest: dict[str, Any]) -> str:
@@ -47,7 +49,9 @@ def count_table(manifest: dict[str, Any]) -> str:
         lack = [here - there for here, there in zip(read, _with_sum(upstream), strict=True)]
         lines += [("  lacking here", lack)]
     lines += [rows("read here", "read")]
-    lines += [without(reason) for reason in reasons if reason not in _TOO_LONG]
+    lines += [without(reason) for reason in reasons if reason not in _LATE]
+    lines += [rows("= fit by themselves", "fits")]
+    lines += [without(reason) for reason in _COPIES if reason in reasons]
     lines += [rows("= usable here", "deduplicated")]
     if compare:
         kept = _with_sum(recipe)
@@ -55,13 +59,12 @@ def count_table(manifest: dict[str, Any]) -> str:
             ("  the recipe kept", kept),
             ("  difference", [here - there for here, there in zip(usable, kept, strict=True)]),
         ]
-    lines += [None, rows("training side", "train")]
+    lines += [None, ("  - held out", [-column["rows"]["held_out"] for column in columns])]
+    lines += [without(reason) for reason in ("contaminated",) if reason in reasons]
+    lines += [rows("= training side", "train")]
     lines += [("  - not drawn (weights, caps)", [-c["rows"]["not_drawn"] for c in columns])]
-    lines += [("  + repeats", [c["rows"]["mixed"] - _chosen(c) for c in columns])]
-    lines += [("  - too long", [c["rows"]["trained"] - c["rows"]["mixed"] for c in columns])]
-    lines += [rows("= trained on", "trained"), None, rows("held-out side", "held_out")]
-    lines += [("  - too long", [c["rows"]["evaluated"] - c["rows"]["held_out"] for c in columns])]
-    lines += [rows("= evaluated on", "evaluated"), None]
+    lines += [("  + repeats", [_repeats(column) for column in columns])]
+    lines += [rows("= trained on", "trained"), None]
     training = [column["tokens"]["train"] for column in columns]
     lines += [
         ("training tokens", [part["tokens"] for part in training]),
@@ -77,9 +80,9 @@ def count_table(manifest: dict[str, Any]) -> str:
     return table
 
 
-def _chosen(column: dict[str, Any]) -> int:
-    chosen: int = column["rows"]["train"] - column["rows"]["not_drawn"]
-    return chosen
+def _repeats(column: dict[str, Any]) -> int:
+    repeats: int = column["rows"]["trained"] - column["rows"]["trained_distinct"]
+    return repeats
 
 
 def _with_sum(numbers: list[int]) -> list[int]:
@@ -110,25 +113,30 @@ def show_examples(prepared: PreparedData, tokenizer: Any, n: int, *, colour: boo
 
     Tokens without a loss are dim, or between ‹ and › where there is no colour.
     """
+    opened, closed = (_DIM, _PLAIN) if colour else ("‹", "›")
     shown = []
-    for example in _in_turn(prepared.train)[:n]:
-        masked = tokenizer.decode(example.ids[: example.masked])
-        learnt = tokenizer.decode(example.ids[example.masked :])
-        before = f"{_DIM}{masked}{_PLAIN}" if colour else f"‹{masked}›"
+    for example in _in_turn(prepared.train, n):
+        text, done = "", 0
+        for start, stop in (*example.spans, (len(example.ids),) * 2):
+            if masked := tokenizer.decode(example.ids[done:start]):
+                text += f"{opened}{masked}{closed}"
+            text += tokenizer.decode(example.ids[start:stop])
+            done = stop
         cut = ", cut at max_length" if example.truncated else ""
         head = (
             f"--- {example.example.source} row {example.example.row}, {len(example.ids)} tokens, "
-            f"{len(example.ids) - example.masked} with a loss{cut}"
+            f"{example.supervised} with a loss{cut}"
         )
-        shown.append(f"{head}\n{before if example.masked else ''}{learnt}")
+        shown.append(f"{head}\n{text}")
     return "\n\n".join(shown)
 
 
-def _in_turn(examples: Sequence[EncodedExample]) -> list[EncodedExample]:
-    """Order examples so that each source has its first before any has its second."""
+def _in_turn(rows: Rows, n: int) -> list[EncodedExample]:
+    """The first ``n`` rows when each source has its first before any has its second."""
     place: dict[str, int] = {}
     turns = []
-    for each in examples:
-        turn = place[each.example.source] = place.get(each.example.source, -1) + 1
-        turns.append((turn, each.example.source, each))
-    return [each for *_, each in sorted(turns, key=lambda item: item[:2])]
+    for number, source in enumerate(rows.sources):
+        turn = place[source] = place.get(source, -1) + 1
+        if turn < n:
+            turns.append((turn, source, number))
+    return [rows[number] for *_, number in sorted(turns)[:n]]

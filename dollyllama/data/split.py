@@ -7,14 +7,20 @@ YAML hold out the same questions.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+import numpy as np
+import numpy.typing as npt
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from dollyllama.config import GroupBy
-from dollyllama.data.example import Example, Split
+from dollyllama.data.example import Example
 
 #: So many words at the end of their longest line tell GSM8K's questions apart (8,321 keys for 8,352
 #: questions) and are never a wording's: its shortest question, with a wording before it, has 9.
 _KEY_WORDS = 8
+
+#: Fibonacci hashing (Knuth, The Art of Computer Programming 3, section 6.4): the multiplier.
+_SECOND_HASH = np.uint64(0x9E3779B97F4A7C15)
 
 
 def normalise(text: str) -> str:
@@ -32,22 +38,33 @@ def group_key(example: Example, group_by: GroupBy) -> str:
     if group_by is GroupBy.context:
         return normalise(example.context)
     if group_by is GroupBy.longest_line:
-        words = normalise(max(example.instruction.split("\n"), key=len)).split(" ")
+        words = normalise(max(example.question.split("\n"), key=len)).split(" ")
         return " ".join(words[-_KEY_WORDS:])
-    return normalise(example.instruction)
+    return normalise(example.question)
 
 
-def split_of(group: str, held_out: float) -> Split:
-    """The side of a group: a larger ``held_out`` (a share, 0 to 1) holds out a superset."""
-    place = int.from_bytes(hashlib.sha256(group.encode("utf-8", "surrogatepass")).digest()[:8])
-    return Split.held_out if place < held_out * 2**64 else Split.train
+def side_hash(group: str) -> int:
+    """64 bits that place a group in the split: equal for equal groups, evenly spread."""
+    return int.from_bytes(hashlib.sha256(group.encode("utf-8", "surrogatepass")).digest()[:8])
 
 
-def assign_split(
-    examples: Iterable[Example], held_out: float
-) -> tuple[list[Example], list[Example]]:
-    """Return (train, held-out), each in the order given."""
-    sides: dict[Split, list[Example]] = {Split.train: [], Split.held_out: []}
-    for example in examples:
-        sides[split_of(example.group, held_out)].append(example)
-    return sides[Split.train], sides[Split.held_out]
+def is_held_out(
+    sides: npt.NDArray[np.uint64], together: npt.NDArray[np.int64], held_out: float
+) -> npt.NDArray[np.bool_]:
+    """Which rows are held out: a share ``held_out`` (0 to 1) of the groups, a larger one a superset.
+
+    sides: each row's ``side_hash``. together: (pairs, 2), rows that must be on one side although
+    their groups differ, near copies say. Groups joined by such pairs go where the one of them goes
+    whose second hash is smallest, so that joining makes neither side larger.
+    """
+    groups, row_group = np.unique(sides, return_inverse=True)
+    edges = row_group[together].reshape(-1, 2)
+    graph = coo_array((np.ones(len(edges), np.bool_), tuple(edges.T)), shape=(len(groups),) * 2)
+    joined = connected_components(graph, directed=False)[1]
+    # Of each component the group with the smallest second hash speaks for all.
+    order = np.lexsort((groups * _SECOND_HASH, joined))
+    starts = np.flatnonzero(np.diff(joined[order], prepend=-1))
+    speaker = np.empty(len(groups), np.uint64)
+    speaker[order] = np.repeat(groups[order[starts]], np.diff([*starts, len(order)]))
+    limit = np.uint64(held_out * 2**64)
+    return np.asarray(speaker[row_group] < limit)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from dollyllama.config import Decoding, Strategy
-from dollyllama.data.prompt import END_MARKER, strip_end_marker
+from dollyllama.data.prompt import END_MARKER, Stretches, strip_end_marker
 from dollyllama.data.tokens import encode_prompts
 from dollyllama.decoding.cache import fresh_cache
 from dollyllama.decoding.contrastive import contrastive_tokens
@@ -69,14 +69,14 @@ class Piece:
 def generate(
     model: Any,
     tokenizer: Any,
-    prompts: Sequence[str],
+    prompts: Sequence[str | Stretches],
     decoding: Decoding,
     *,
     batch_size: int,
     seed: int,
     progress: Callable[[int], None] | None = None,
 ) -> list[Completion]:
-    """Answer whole prompts (template included), in their order.
+    """Answer whole prompts (template included, see ``build_prompt``), in their order.
 
     A row stops behind the end marker, at end-of-sequence, after ``max_new_tokens`` or where the
     model's positions end. Draws depend on ``seed`` and a prompt's place in ``prompts`` alone, not
@@ -130,7 +130,7 @@ def generate(
 def stream(
     model: Any,
     tokenizer: Any,
-    prompts: Sequence[str],
+    prompts: Sequence[str | Stretches],
     decoding: Decoding,
     *,
     seed: int,
@@ -172,7 +172,7 @@ def stream(
                     yield Piece(row, fresh, completion)
 
 
-def _encode(model: Any, tokenizer: Any, prompts: Sequence[str]) -> list[list[int]]:
+def _encode(model: Any, tokenizer: Any, prompts: Sequence[str | Stretches]) -> list[list[int]]:
     """Ids of prompts that leave room for an answer. ValueError for one that does not."""
     prompt_ids = encode_prompts(prompts, tokenizer) if prompts else []
     positions = model.config.max_position_embeddings

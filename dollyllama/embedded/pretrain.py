@@ -21,8 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dollyllama.data.example import join_input
+from dollyllama.data.formats import FORMATS
 from dollyllama.data.prompt import format_prompt, format_response
-from dollyllama.data.sources import FORMATS
 from dollyllama.embedded import MODEL
 from dollyllama.embedded.corpus import documents
 from dollyllama.embedded.sample import FILES
@@ -52,7 +53,8 @@ def tokenizer_texts() -> Iterator[str]:
         random = Random(f"tokenizer {SEED} {name}")
         for _ in range(_TOKENIZER_ROWS):
             fields = FORMATS[file.row_format].read(file.make(random))
-            yield format_prompt(fields.instruction) + format_response(fields.response)
+            instruction = join_input(fields.instruction, fields.input)
+            yield format_prompt(instruction) + format_response(fields.response)
 
 
 def build_model(tokenizer: Any) -> Any:

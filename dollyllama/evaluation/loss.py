@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from dollyllama.data.batches import collate_padded
 from dollyllama.data.tokens import IGNORED, EncodedExample
 from dollyllama.evaluation.metric import Metric, ratio_metric
 
@@ -80,10 +80,11 @@ def _sum_losses(
     model: Any, batch: Sequence[EncodedExample], pad_token_id: int
 ) -> list[tuple[float, int]]:
     """Summed loss and number of supervised tokens of each row."""
-    longest = max(len(encoded.ids) for encoded in batch)
-    ids_BT = _pad([encoded.ids for encoded in batch], longest, pad_token_id, model.device)
-    labels_BT = _pad([encoded.labels for encoded in batch], longest, IGNORED, model.device)
-    mask_BT = _pad([[1] * len(encoded.ids) for encoded in batch], longest, 0, model.device)
+    rows = collate_padded(batch, pad_id=pad_token_id)
+    ids_BT, labels_BT = rows["input_ids"].to(model.device), rows["labels"].to(model.device)
+    longest = ids_BT.shape[1]
+    length_B = torch.tensor([len(encoded.ids) for encoded in batch], device=model.device)
+    mask_BT = (torch.arange(longest, device=model.device) < length_B[:, None]).long()
     # The logits at t predict the token at t + 1, so nothing predicts the first one; before the
     # first label none are needed.
     supervised_BT = labels_BT != IGNORED
@@ -98,7 +99,3 @@ def _sum_losses(
     loss_BT = torch.zeros(target_BT.shape, dtype=torch.float64, device=ids_BT.device)
     loss_BT[at_BT] = cross_entropy(logits_NV, target_BT[at_BT], reduction="none").double()
     return list(zip(loss_BT.sum(dim=1).tolist(), at_BT.sum(dim=1).tolist(), strict=True))
-
-
-def _pad(rows: Sequence[Sequence[int]], length: int, filler: int, device: torch.device) -> Tensor:
-    return torch.tensor([[*row, *[filler] * (length - len(row))] for row in rows], device=device)

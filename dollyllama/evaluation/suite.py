@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from math import fsum, hypot
 from typing import Any
 
-from dollyllama.config import PASS_AT, SCORES, Decoding, Grader
+from dollyllama.config import PASS_AT, SCORES, Decoding, Grader, PromptFormat
 from dollyllama.data.example import Example
-from dollyllama.data.prompt import format_prompt
+from dollyllama.data.prompt import build_prompt, text_of
 from dollyllama.data.tokens import EncodedExample
 from dollyllama.decoding.generate import Completion, StoppedBy, generate
 from dollyllama.evaluation import code, maths, sql, text
@@ -66,6 +66,7 @@ def evaluate(
     held_out: Sequence[EncodedExample],
     *,
     graders: dict[str, Grader],
+    prompt: PromptFormat,
     decoding: Decoding,
     loss_examples: int,
     generate_examples: int,
@@ -77,11 +78,11 @@ def evaluate(
 ) -> Evaluated:
     """Measure a model on held-out examples, source by source in the order of their names.
 
-    graders: one for each source. loss_examples, generate_examples: how many of each source, 0 for
-    none; see ``select``. answers: how many are drawn to one question. run_code: run answers in
-    Python against the tests of their examples (``code.grade``). progress: called with "loss",
-    "answers" or "grading", the number done and the total. ValueError and OSError where the sandbox
-    cannot be had.
+    graders: one for each source. prompt: the format trained on. loss_examples, generate_examples:
+    how many of each source, 0 for none; see ``select``. answers: how many are drawn to one
+    question. run_code: run answers in Python against the tests of their examples (``code.grade``).
+    progress: called with "loss", "answers" or "grading", the number done and the total. ValueError
+    and OSError where the sandbox cannot be had.
     """
 
     def report(what: str, total: int) -> Callable[[int], None] | None:
@@ -98,7 +99,7 @@ def evaluate(
     examples = [
         encoded.example for encoded in select(held_out, generate_examples) for _ in range(answers)
     ]
-    prompts = [format_prompt(example.instruction) for example in examples]
+    prompts = [build_prompt(example, prompt, tokenizer) for example in examples]
     completions = generate(
         model,
         tokenizer,
@@ -111,13 +112,13 @@ def evaluate(
     grading = report("grading", len(prompts))
     samples: list[Sample] = []
 
-    def graded(example: Example, prompt: str, completion: Completion) -> Sample:
-        return grade(example, prompt, completion, graders[example.source], run_code=run_code)
+    def graded(example: Example, asked: str, completion: Completion) -> Sample:
+        return grade(example, asked, completion, graders[example.source], run_code=run_code)
 
     with ThreadPoolExecutor(_PROGRAMS) as threads:
         # The other graders are Python's own work, which threads would not hasten.
         in_order = threads.map if run_code else map
-        for sample in in_order(graded, examples, prompts, completions):
+        for sample in in_order(graded, examples, map(text_of, prompts), completions):
             samples.append(sample)
             if grading is not None:
                 grading(len(samples))

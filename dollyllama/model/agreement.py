@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from dollyllama.data.tokens import EncodedExample
+from dollyllama.data.tokens import IGNORED, EncodedExample
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +37,11 @@ def choose_rows(rows: Sequence[EncodedExample], count: int) -> Sequence[EncodedE
 
 
 @torch.no_grad()
-def logits_of(model: Any, rows: Sequence[Sequence[int]]) -> list[Tensor]:
+def logits_of(model: Any, rows: Sequence[EncodedExample]) -> list[Tensor]:
     """Float32 logits of each row's tokens, (length, vocabulary), on the CPU."""
     found = []
-    for ids in rows:
-        input_ids = torch.tensor([ids], device=model.device)
+    for row in rows:
+        input_ids = torch.tensor(np.asarray(row.ids, np.int64)[None], device=model.device)
         found.append(model(input_ids=input_ids, use_cache=False).logits[0].float().cpu())
     return found
 
@@ -48,14 +49,13 @@ def logits_of(model: Any, rows: Sequence[Sequence[int]]) -> list[Tensor]:
 def compare(
     adapter: Sequence[Tensor],
     merged: Sequence[Tensor],
-    rows: Sequence[Sequence[int]],
-    masked: Sequence[int],
+    rows: Sequence[EncodedExample],
 ) -> Agreement:
-    """Compare the logits of two models; ``masked`` ids at each row's start are no response."""
+    """Compare the logits of two models on ``rows``; perplexities are over what carries loss."""
     tokens = same = responses = 0
     kl = difference = largest = 0.0
     losses = [0.0, 0.0]
-    for ours, theirs, ids, skipped in zip(adapter, merged, rows, masked, strict=True):
+    for ours, theirs, row in zip(adapter, merged, rows, strict=True):
         p, q = ours.log_softmax(-1), theirs.log_softmax(-1)
         gap = (ours - theirs).abs()
         tokens += len(ours)
@@ -63,11 +63,11 @@ def compare(
         same += int((ours.argmax(-1) == theirs.argmax(-1)).sum())
         largest = max(largest, float(gap.max()))
         difference += float(gap.mean(-1).sum())
-        first = max(skipped, 1)
-        answer = torch.tensor(ids[first:])[:, None]
-        responses += len(answer)
+        labels = torch.from_numpy(row.labels)
+        at = (labels != IGNORED).nonzero().flatten()
+        responses += len(at)
         for number, each in enumerate((p, q)):
-            losses[number] -= float(each[first - 1 : -1].gather(1, answer).sum())
+            losses[number] -= float(each[at - 1, labels[at]].sum())
     return Agreement(
         tokens=tokens,
         kl=kl / tokens,

@@ -133,7 +133,7 @@ async def _answer(
     if asked.model is not None:
         _check_model(asked.model, settings)
     decoding = asked.decoding(settings.decoding, most_tokens=settings.most_tokens)
-    prompts = asked.prompts()
+    prompts = asked.prompts(counter.build)
     if len(prompts) > engine.max_queue:
         raise Refusal(
             422,

@@ -18,6 +18,7 @@ from enum import StrEnum
 from typing import Any
 
 from dollyllama.config import DRAWS, Decoding
+from dollyllama.data.prompt import Stretches
 from dollyllama.decoding.generate import Piece, StoppedBy, is_out_of_memory, stream
 from dollyllama.decoding.stop_strings import before_stop, safe_text
 
@@ -91,7 +92,7 @@ class Job:
     Failure, in the engine's thread.
     """
 
-    prompt: str
+    prompt: str | Stretches
     decoding: Decoding
     deliver: Callable[[Event], None]
     stops: tuple[str, ...] = ()

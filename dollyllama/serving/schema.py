@@ -7,14 +7,17 @@ nobody knows gets the nearest one.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from difflib import get_close_matches
+from itertools import groupby
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from dollyllama.config import CONTRASTIVE, Decoding, Strategy
-from dollyllama.data.prompt import format_prompt
+from dollyllama.data.example import Question
+from dollyllama.data.prompt import Stretches
 from dollyllama.serving.refusal import Refusal
 
 #: OpenAI's fields that nothing here can honour, and the values that ask for nothing.
@@ -270,9 +273,9 @@ class ChatRequest(Asked):
             return "max_completion_tokens", self.max_completion_tokens
         return "max_tokens", self.max_tokens
 
-    def prompts(self) -> list[str]:
-        """The whole text to continue, template included."""
-        return [format_prompt(instruction_of(self.messages))]
+    def prompts(self, build: Callable[[Question], Stretches]) -> list[str | Stretches]:
+        """What is to be continued. build: puts the run's template around a question."""
+        return [build(question_of(self.messages))]
 
 
 class CompletionRequest(Asked):
@@ -289,22 +292,33 @@ class CompletionRequest(Asked):
             raise ValueError("is empty: there is nothing to continue")
         return prompt
 
-    def prompts(self) -> list[str]:
+    def prompts(self, build: Callable[[Question], Stretches]) -> list[str | Stretches]:
         """The texts to continue, as they are."""
-        return [self.prompt] if isinstance(self.prompt, str) else self.prompt
+        return [self.prompt] if isinstance(self.prompt, str) else [*self.prompt]
 
 
-def instruction_of(messages: list[Message]) -> str:
-    """A conversation as one instruction, which is all that the model was trained on.
+def question_of(messages: list[Message]) -> Question:
+    """A conversation as training has it: system words, then the user and the assistant in turn.
 
-    What the system says comes first, as it is. A single question follows as it is; of a longer
-    conversation every turn, with its speaker.
+    What one of them says in several messages is one turn. The last message is the user's. Raises
+    Refusal when the assistant speaks first.
     """
     system = [each.text for each in messages if each.role in ("system", "developer")]
-    turns = [each for each in messages if each.role in ("user", "assistant")]
-    if len(turns) == 1:
-        return "\n\n".join([*system, turns[0].text])
-    return "\n\n".join([*system, "\n".join(f"{each.role}: {each.text}" for each in turns)])
+    spoken = [each for each in messages if each.role in ("user", "assistant")]
+    if spoken[0].role != "user":
+        raise Refusal(
+            422,
+            "invalid_value",
+            "messages: the first message but the system's must be the user's",
+            param="messages",
+        )
+    turns = [
+        (role, "\n".join(each.text for each in said))
+        for role, said in groupby(spoken, key=lambda each: each.role)
+    ]
+    *before, (_, instruction) = turns
+    words = [("system", "\n".join(system))] if system else []
+    return Question(instruction, history=(*words, *before))
 
 
 Kind = TypeVar("Kind", bound=Asked)

@@ -20,6 +20,7 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from dollyllama import config
 from dollyllama.data.batches import Batch, collate_packed, collate_padded
+from dollyllama.data.store import lengths_of
 from dollyllama.data.tokens import EncodedExample
 from dollyllama.training.attention import training_attention
 from dollyllama.training.budget import make_plan
@@ -98,13 +99,14 @@ def fit(
             )
 
         trainer = within_seconds(trainer, model, folder, pilot)
-    plan = make_plan([len(row.ids) for row in rows], trainer, seed=seed)
+    lengths = lengths_of(rows)
+    plan = make_plan(lengths, trainer, seed=seed)
     device: torch.device = model.device
     torch_optimizer = build_optimizer(model.parameters(), optimizer)
     lr_schedule = build_schedule(torch_optimizer, schedule, steps=plan.steps)
     settings = {
         "plan": asdict(plan),
-        "lengths": [len(row.ids) for row in rows],
+        "lengths": lengths,
         "optimizer": asdict(optimizer),
         "schedule": asdict(schedule),
     }

@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainerCallback
 
 from dollyllama import config
-from dollyllama.data.batches import supervised_tokens
+from dollyllama.data.store import lengths_of, sources_of
 from dollyllama.data.tokens import EncodedExample
 from dollyllama.training.budget import Plan
 from dollyllama.training.checkpoints import (
@@ -68,7 +68,7 @@ class Loop(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
         log: Log,
         evaluate: Callable[[int], dict[str, float]] | None,
     ) -> None:
-        self.sources = sorted({row.example.source for row in rows})
+        self.sources = sorted(set(sources_of(rows)))
         self.loss = SupervisedLoss(self.sources, model.device)
         self.step = 0
         self.seconds = 0.0
@@ -80,6 +80,7 @@ class Loop(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
         self._schedule = schedule
         self._plan = plan
         self._rows = rows
+        self._lengths = lengths_of(rows)
         self._trainer = trainer
         self._folder = folder
         self._fingerprint = fingerprint
@@ -221,13 +222,13 @@ class Loop(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
 
     def _tokens(self, first: int, last: int) -> int:
         """Tokens of the steps from ``first`` to ``last``, padding not counted."""
-        return sum(len(self._rows[row].ids) for row in self._plan.rows_of(first, last))
+        return sum(self._lengths[row] for row in self._plan.rows_of(first, last))
 
     def _supervised(self, first: int, last: int) -> Counter[str]:
         """Tokens with loss of these steps, by source."""
         counts: Counter[str] = Counter()
         for row in map(self._rows.__getitem__, self._plan.rows_of(first, last)):
-            counts[row.example.source] += supervised_tokens(row)
+            counts[row.example.source] += row.supervised
         return counts
 
     @contextmanager

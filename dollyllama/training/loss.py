@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from dollyllama.data.batches import supervised_tokens
 from dollyllama.data.tokens import IGNORED, EncodedExample
 
 
@@ -26,7 +25,7 @@ def supervision(
     Returns predicting_N, places in the flattened batch, and source_N, indices in ``sources``.
     """
     predicted_N = (labels.flatten() != IGNORED).nonzero().flatten()
-    counts = torch.tensor([supervised_tokens(row) for row in rows])
+    counts = torch.tensor([row.supervised for row in rows])
     source_B = torch.tensor([sources.index(row.example.source) for row in rows])
     return {"predicting": predicted_N - 1, "source": source_B.repeat_interleave(counts)}
 

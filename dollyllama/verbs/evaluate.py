@@ -11,16 +11,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from dollyllama import preflight
-from dollyllama.config import WITH_SCHEMA, Grader, GroupBy, LossOn, Overlong, RowFormat, Run, Source
+from dollyllama.config import (
+    WITH_SCHEMA,
+    Commercial,
+    Grader,
+    GroupBy,
+    LossOn,
+    Overlong,
+    RowFormat,
+    Run,
+    Source,
+)
 from dollyllama.data.example import Example, Rejected
 from dollyllama.verbs.parser import open_run, run_parser
 
 if TYPE_CHECKING:
-    from dollyllama.data.sources import Damaged
+    from dollyllama.data.readers import Damaged
     from dollyllama.data.tokens import EncodedExample
     from dollyllama.evaluation.suite import Sample
 
-#: How answers to a file's rows are graded unless --grader says otherwise.
+#: The formats that --file can have, and how answers are graded unless --grader says otherwise.
 GRADERS: dict[RowFormat, Grader] = {
     RowFormat.sql_create_context: Grader.sql,
     RowFormat.grade_school_math: Grader.maths,
@@ -45,8 +55,8 @@ def main(arguments: Sequence[str]) -> int:
     )
     command.add_argument(
         "--format",
-        choices=[*map(str, RowFormat)],
-        help=f"how the rows of --file read: {', '.join(RowFormat)}",
+        choices=[*map(str, GRADERS)],
+        help=f"how the rows of --file read: {', '.join(GRADERS)}",
         metavar="FORMAT",
     )
     command.add_argument(
@@ -62,7 +72,7 @@ def main(arguments: Sequence[str]) -> int:
     if given.output is not None and given.output.exists():
         raise ValueError(f"--output {given.output} exists already: name another folder")
     if (given.file is None) != (given.format is None):
-        raise ValueError(f"--file and --format go together: formats are {', '.join(RowFormat)}")
+        raise ValueError(f"--file and --format go together: formats are {', '.join(GRADERS)}")
     if given.grader is not None and given.file is None:
         raise ValueError("--grader is for --file: held-out rows have their source's grader")
     sources = None
@@ -81,6 +91,7 @@ def main(arguments: Sequence[str]) -> int:
 
     damaged: list[Damaged] = []
     rejected: list[Rejected] = []
+    held_out: Sequence[EncodedExample]
     if given.file is not None:  # before the model is loaded, for its errors to come at once
         examples, rejected, damaged = _read_file(run_config, given.file)
     model, tokenizer = restore(run_config, given.run)
@@ -109,7 +120,7 @@ def main(arguments: Sequence[str]) -> int:
         "seed": run_config.seed,
         "file": given.file.name if given.file else None,
         "graders": {name: source.grader for name, source in run_config.data.sources.items()},
-        "damaged": [asdict(each) for each in damaged],
+        "damaged": [{"number": each.number, "problem": each.problem} for each in damaged],
         "rejected": [asdict(each) for each in rejected],
         "untested": untested,
         "metrics": [asdict(metric) for metric in measured.metrics],
@@ -164,13 +175,16 @@ def _only_source(file: Path, row_format: RowFormat, wish: str | None) -> dict[st
         revision=None,
         split="train",  # what a file without splits is
         format=row_format,
+        columns={},
         group_by=GroupBy.instruction,
         rules=[],
         grader=grader,
         licence="unknown",
         licence_stated_at="",
+        commercial=Commercial.unclear,
         weight=1.0,
         max_rows=None,
+        max_tokens=None,
     )
     name = file.name.partition(".")[0]
     return {_UNNAMED if name in ("", "all") else name: source}
@@ -181,16 +195,25 @@ def _read_file(run_config: Run, file: Path) -> tuple[list[Example], list[Rejecte
 
     ValueError when the file cannot be read, or when its grader can judge none of the rows.
     """
-    from dollyllama.data.prepare import clean_rows, place_of
-    from dollyllama.data.sources import read_rows
+    from dollyllama.data.formats import check_columns
+    from dollyllama.data.ingest import clean_rows
+    from dollyllama.data.sources import locate, read_rows
     from dollyllama.evaluation.suite import SCORERS
 
     ((name, source),) = run_config.data.sources.items()
     damaged: list[Damaged] = []
     try:
-        place = place_of(source, name=name, root=None)
+        place = locate(
+            name=name,
+            path=source.path,
+            file=source.file,
+            revision=source.revision,
+            split=source.split,
+            root=None,
+        )
         rows = read_rows(place, name=name, split=source.split, damaged=damaged)
-        examples, rejected, _ = clean_rows(rows, source, name=name, location=place.name)
+        check_columns(rows, name=name, location=place.name, source=source)
+        examples, rejected, *_ = clean_rows(rows, source, name=name)
     except ValueError as error:
         # What a source's keys are called here.
         said = str(error).replace(f"data.sources.{name}.format=", "--format ")
@@ -215,7 +238,7 @@ def _encode(
 
     Not as far as ``data.max_length``, which is training's.
     """
-    from dollyllama.data.prompt import format_prompt
+    from dollyllama.data.prompt import build_prompt
     from dollyllama.data.tokens import encode_all, encode_prompts
 
     positions = model.config.max_position_embeddings
@@ -223,7 +246,10 @@ def _encode(
     if run_config.evaluation.generate_examples:
         answer = run_config.decoding.max_new_tokens
         room, beside = positions - answer, f"decoding.max_new_tokens={answer}"
-    prompts = encode_prompts([format_prompt(each.instruction) for each in examples], tokenizer)
+    prompt = run_config.data.prompt
+    prompts = encode_prompts(
+        [build_prompt(each, prompt, tokenizer) for each in examples], tokenizer
+    )
     fitting: list[Example] = []
     rejected: list[Rejected] = []
     for example, ids in zip(examples, prompts, strict=True):
@@ -237,6 +263,7 @@ def _encode(
     encoded, _ = encode_all(
         fitting,
         tokenizer,
+        prompt=prompt,
         max_length=positions,
         loss_on=LossOn.response,
         overlong=Overlong.truncate,

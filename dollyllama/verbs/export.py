@@ -26,6 +26,7 @@ def main(arguments: Sequence[str]) -> int:
         write_model(
             folder / "merged",
             folder / "model",
+            prompt=run_config.data.prompt,
             decoding=run_config.decoding,
             batch_size=run_config.evaluation.batch_size,
             seed=run_config.seed,

@@ -51,8 +51,9 @@ def main(arguments: Sequence[str]) -> int:
     if given.instruction is not None and not given.instruction.strip():
         raise ValueError("the instruction is empty: give --instruction TEXT")
 
-    from dollyllama.data.prompt import format_prompt
-    from dollyllama.data.sources import sql_instruction
+    from dollyllama.data.example import Question
+    from dollyllama.data.formats import sql_instruction
+    from dollyllama.data.prompt import build_prompt
     from dollyllama.decoding.generate import stream
     from dollyllama.run import restore
 
@@ -64,7 +65,7 @@ def main(arguments: Sequence[str]) -> int:
         return stream(
             model,
             tokenizer,
-            [format_prompt(instruction)],
+            [build_prompt(Question(instruction), run_config.data.prompt, tokenizer)],
             run_config.decoding,
             seed=run_config.seed,
         )
@@ -147,6 +148,7 @@ def _answer_file(run_config: Any, run: Path, source: Path, output: Path) -> int:
                 output,
                 start=done,
                 settings=settings,
+                prompt=run_config.data.prompt,
                 decoding=run_config.decoding,
                 batch_size=run_config.evaluation.batch_size,
                 seed=run_config.seed,

@@ -106,8 +106,7 @@ def write_verified(run_config: config.Run, given: argparse.Namespace, folder: Pa
     with stage_bar("data") as progress:
         data = prepare_data(run_config.data, tokenizer, seed=run_config.seed, progress=progress)
     rows = choose_rows(data.held_out, given.rows)
-    ids = [row.ids for row in rows]
-    adapter_logits = logits_of(model, ids)
+    adapter_logits = logits_of(model, rows)
     adapter_scores = _scores(measure(run_config, model, tokenizer, data.held_out))
     del model  # one model at a time
 
@@ -124,7 +123,7 @@ def write_verified(run_config: config.Run, given: argparse.Namespace, folder: Pa
         max_shard_bytes=given.max_shard_mib * 2**20,
     )
     merged = load_merged(folder, choose_device(run_config.device))
-    agreement = compare(adapter_logits, logits_of(merged, ids), ids, [row.masked for row in rows])
+    agreement = compare(adapter_logits, logits_of(merged, rows), rows)
     if math.isnan(agreement.kl):
         raise ValueError(f"in {dtype} the merged model computes no numbers: try another --dtype")
     merged_scores = _scores(measure(run_config, merged, tokenizer, data.held_out))
@@ -136,6 +135,7 @@ def write_verified(run_config: config.Run, given: argparse.Namespace, folder: Pa
         "adapter": digest(given.run / "adapter" / "adapter_model.safetensors"),
         "base": given.base,
         "dtype": str(dtype),
+        "prompt": run_config.data.prompt.value,
         "rows": len(rows),
         "tolerance": {"max_kl": given.max_kl, "min_greedy": given.min_greedy},
         "exceeded": [name for name, is_so in beyond.items() if is_so],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
 import os
 import time
 from collections.abc import Sequence
@@ -60,6 +61,7 @@ def main(arguments: Sequence[str]) -> int:
     with bound:
         model, tokenizer = _load(run_config, given.run, merged=merged)
         positions = model.config.max_position_embeddings
+        prompt_format = _prompt_of(given.run) if merged else run_config.data.prompt
         engine = Engine(model, tokenizer, max_batch=given.max_batch, max_queue=given.max_queue)
         settings = Settings(
             model=given.run.resolve().name,
@@ -69,7 +71,7 @@ def main(arguments: Sequence[str]) -> int:
             seconds=given.timeout,
             api_key=api_key,
         )
-        app = build_app(engine, PromptCounter(tokenizer, positions), settings)
+        app = build_app(engine, PromptCounter(tokenizer, positions, prompt_format), settings)
         port = bound.getsockname()[1]
         host = f"[{given.host}]" if ":" in given.host else given.host
         greeting = _greeting(f"http://{host}:{port}", settings.model, given.api_key_env)
@@ -109,6 +111,21 @@ def _open(folder: Path, overrides: Sequence[str]) -> tuple[config.Run, bool]:
                 f"{override} cannot be changed for a merged model: decoding, device can"
             )
     return launch.compose_run(overrides), True
+
+
+def _prompt_of(merged: Path) -> config.PromptFormat:
+    """The format that a merged model was trained on, Alpaca's where ``merge`` did not write it."""
+    record = merged / "merge.json"
+    if not record.is_file():
+        return config.PromptFormat.alpaca
+    try:
+        return config.PromptFormat(json.loads(record.read_text(encoding="utf-8"))["prompt"])
+    except (ValueError, KeyError, TypeError):
+        formats = ", ".join(config.PromptFormat)
+        raise ValueError(
+            f'{record} does not say which prompt the model was trained on: give it "prompt", one '
+            f"of {formats}"
+        ) from None
 
 
 def _load(run_config: config.Run, folder: Path, *, merged: bool) -> tuple[Any, Any]:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
 from dollyllama.config import (
+    Commercial,
     Data,
     Deduplicate,
     Grader,
     GroupBy,
+    Licences,
     LossOn,
     Overlong,
+    PromptFormat,
     RowFormat,
     Source,
 )
@@ -27,13 +31,16 @@ def make_source(path: Path | str, **changes: Any) -> Source:
         "revision": None,
         "split": "train",
         "format": RowFormat.prompt_response,
+        "columns": {},
         "group_by": GroupBy.instruction,
         "rules": [],
         "grader": Grader.text,
         "licence": "MIT",
         "licence_stated_at": "its card",
+        "commercial": Commercial.allowed,
         "weight": 1.0,
         "max_rows": None,
+        "max_tokens": None,
     }
     return Source(**(values | changes))
 
@@ -41,13 +48,20 @@ def make_source(path: Path | str, **changes: Any) -> Source:
 def make_data(sources: dict[str, Source], **changes: Any) -> Data:
     values: dict[str, Any] = {
         "sources": sources,
+        "benchmarks": {},
         "root": None,
+        "licences": Licences.any,
+        "quality": [],
         "deduplicate": Deduplicate.exact,
         "held_out": 0.2,
+        "temperature": 1.0,
         "max_rows": None,
+        "max_tokens": None,
         "max_length": 512,
         "overlong": Overlong.truncate,
+        "prompt": PromptFormat.alpaca,
         "loss_on": LossOn.response,
+        "loss_roles": None,
     }
     return Data(**(values | changes))
 
@@ -62,3 +76,26 @@ def numbered_rows(count: int, start: int = 0) -> Rows:
         {"prompt": f"Say number {number}.", "response": f"It is {number}."}
         for number in range(start, start + count)
     ]
+
+
+#: Chat templates as published models have them, in their shortest form.
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+LLAMA_2 = (
+    "{% if messages[0].role == 'system' %}{% set said = messages[1:] %}"
+    "{% set above = '<<SYS>>\n' + messages[0].content + '\n<</SYS>>\n\n' %}"
+    "{% else %}{% set said = messages %}{% set above = '' %}{% endif %}"
+    "{% for m in said %}{% if m.role == 'user' %}{{ bos_token + '[INST] ' }}"
+    "{% if loop.first %}{{ above }}{% endif %}{{ m.content.strip() + ' [/INST]' }}"
+    "{% else %}{{ ' ' + m.content.strip() + ' ' + eos_token }}{% endif %}{% endfor %}"
+)
+
+
+def with_template(tokenizer: Any, template: str) -> Any:
+    """A copy of a tokenizer that has a chat template and ChatML's two control tokens."""
+    copied = copy.deepcopy(tokenizer)
+    copied.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    copied.chat_template = template
+    return copied

@@ -14,7 +14,6 @@ from dollyllama.data.batches import (
     collate_packed,
     collate_padded,
     plan_epoch,
-    supervised_tokens,
 )
 from dollyllama.data.tokens import IGNORED, EncodedExample
 from tests.data.build import make_example
@@ -29,7 +28,7 @@ def plan(
 
 
 def make_row(ids: list[int], masked: int) -> EncodedExample:
-    return EncodedExample(make_example(), ids, masked, truncated=False)
+    return EncodedExample(make_example(), ids, ((masked, len(ids)),), truncated=False)
 
 
 def test_every_batching_has_a_function() -> None:
@@ -138,11 +137,11 @@ def test_the_first_token_of_a_row_is_predicted_by_none_also_with_loss_on_all_tex
     rows = [make_row([5, 6], 0), make_row([7, 8, 9], 0)]
     labels = [IGNORED, 6, IGNORED, 8, 9]
     assert collate_packed(rows)["labels"].flatten().tolist() == labels
-    assert [supervised_tokens(row) for row in rows] == [1, 2]
+    assert [row.supervised for row in rows] == [1, 2]
 
 
 def test_supervised_tokens_are_the_labels_that_count() -> None:
     for masked in range(4):
         row = make_row([5, 6, 7, 8], masked)
         counted = (collate_padded([row], pad_id=0)["labels"] != IGNORED).sum()
-        assert supervised_tokens(row) == counted
+        assert row.supervised == counted

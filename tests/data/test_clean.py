@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from dollyllama.config import GroupBy, Rule
-from dollyllama.data.clean import RULES, apply_rules, clean, clean_text, cut_repetition
+from dollyllama.config import GroupBy
+from dollyllama.data.clean import clean, clean_text, cut_repetition
 from dollyllama.data.example import Example, Rejected
 from tests.data.build import make_example
 
@@ -30,10 +30,6 @@ def reason(instruction: str, response: str, group_by: GroupBy = GroupBy.instruct
     outcome = clean(make_example(instruction, response), (), group_by=group_by)
     assert isinstance(outcome, Rejected)
     return outcome.reason
-
-
-def test_every_rule_has_a_function() -> None:
-    assert set(RULES) == set(Rule)
 
 
 @pytest.mark.parametrize(
@@ -117,19 +113,40 @@ def test_repairs_of_the_reader_are_carried_on() -> None:
     assert outcome[1] == ("template_removed", "line_ends")
 
 
-def test_real_table_names_rejects_numbered_tables_alone() -> None:
-    answers = {
-        "SELECT a FROM table_name_12 WHERE b = 1": False,
-        "SELECT a FROM table_1_2": False,
-        "SELECT a FROM head": True,
-        'SELECT week FROM games WHERE "week" = "week"': True,
-    }
-    examples = [make_example("i", answer, row=row) for row, answer in enumerate(answers)]
-    kept, rejected = apply_rules(examples, [Rule.real_table_names])
-    assert [example.response for example in kept] == [a for a, stays in answers.items() if stays]
-    assert {each.reason for each in rejected} == {"real_table_names"}
+CODE = "  if a:\n    b()"
 
 
-def test_without_rules_all_stay() -> None:
-    examples = [make_example("i", "SELECT a FROM table_1")]
-    assert apply_rules(examples, []) == (examples, [])
+def test_an_input_keeps_its_indentation_and_loses_its_end() -> None:
+    example, repairs = cleaned(" Mend it. ", input=CODE.replace("\n", "\r\n") + "\n\n")
+    assert (example.instruction, example.input) == ("Mend it.", CODE)
+    assert repairs == ("line_ends",)
+    assert example.group == "mend it. if a: b()"
+
+
+def test_an_input_that_the_instruction_says_already_goes() -> None:
+    example, repairs = cleaned(f"Solve this problem: {PROBLEM}", input=PROBLEM)
+    assert example.question == f"Solve this problem: {PROBLEM}"
+    assert example.input == ""
+    assert repairs == ("repeated_instruction",)
+
+
+def test_a_doubling_within_an_input_is_cut_there() -> None:
+    given = f"Problem: {PROBLEM}\nProblem: {PROBLEM}"
+    example, repairs = cleaned("Solve:", input=given)
+    assert (example.instruction, example.input) == ("Solve:", f"Problem: {PROBLEM}")
+    assert repairs == ("repeated_instruction",)
+
+
+def test_turns_before_the_instruction_are_cleaned_too() -> None:
+    example, repairs = cleaned("And now?", history=(("user", " Hi.\r\n"), ("assistant", "Ho.\n")))
+    assert example.history == (("user", "Hi."), ("assistant", "Ho."))
+    assert repairs == ("line_ends",)
+
+
+@pytest.mark.parametrize("place", ["input", "history"])
+def test_half_a_pair_is_found_in_every_part(place: str) -> None:
+    half = "\ud83d"
+    value = half if place == "input" else (("user", half),)
+    outcome = clean(make_example("i", "r", **{place: value}), (), group_by=GroupBy.instruction)
+    assert isinstance(outcome, Rejected)
+    assert outcome.reason == "broken_unicode"

@@ -8,7 +8,8 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
 from dollyllama import config
-from dollyllama.data.sources import EMBEDDED, EMBEDDED_LICENCE
+from dollyllama.data.licences import EMBEDDED_LICENCE, stated_licence
+from dollyllama.embedded import EMBEDDED
 
 CONF = Path(__file__).parents[2] / "conf"
 RECIPE = {"sql", "code", "dolly", "maths"}
@@ -37,8 +38,7 @@ def test_the_sample_is_the_recipe_on_the_projects_own_rows() -> None:
     sample, recipe = data("data=sample"), data("data=dollyllama")
     assert sample.root == EMBEDDED
     for name, source in sample.sources.items():
-        stated = {"name": source.licence, "stated_at": source.licence_stated_at}
-        assert stated == EMBEDDED_LICENCE
+        assert stated_licence(source, root=None) == EMBEDDED_LICENCE
         assert source.format == recipe.sources[name].format
         assert source.grader == recipe.sources[name].grader
 

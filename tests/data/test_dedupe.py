@@ -1,30 +1,34 @@
-from dollyllama.data.dedupe import drop_exact_duplicates
+import numpy as np
+
+from dollyllama.data.dedupe import Cluster, clusters_of, exact_key, first_copies
 from tests.data.build import make_example
 
-EXAMPLES = [
-    make_example("Say hi.", "Hi", source="b", row=0),
-    make_example("say  HI.\n", "hi", source="a", row=5),
-    make_example("Say hi.", "Ho", source="a", row=1),
-    make_example("Say hi.", "Hi", source="a", row=9),
-]
+
+def test_case_and_white_space_make_no_other_row_and_the_source_neither() -> None:
+    copies = [
+        make_example("Say hi.", "Hi", source="b", row=0),
+        make_example("say  HI.\n", "hi", source="a", row=5),
+    ]
+    assert len({exact_key(each) for each in copies}) == 1
+    others = [
+        make_example("Say hi.", "Ho"),
+        make_example("Say", "hi. Hi"),
+        make_example("Say hi.", "Hi", history=(("user", "Before."),)),
+    ]
+    assert len({exact_key(each) for each in (*copies, *others)}) == 4
 
 
-def test_copies_within_and_across_sources_leave_one() -> None:
-    kept, rejected = drop_exact_duplicates(EXAMPLES)
-    assert [(each.source, each.row) for each in kept] == [("a", 1), ("a", 5)]
-    assert [(each.source, each.row) for each in rejected] == [("a", 9), ("b", 0)]
-    assert {each.reason for each in rejected} == {"duplicate_row"}
+def test_an_input_apart_is_the_same_as_one_below() -> None:
+    pair = [make_example("Add.\n1 and 2", "3"), make_example("Add.", "3", input="1 and 2")]
+    assert len({exact_key(each) for each in pair}) == 1
 
 
-def test_the_order_of_rows_decides_nothing() -> None:
-    assert drop_exact_duplicates(EXAMPLES) == drop_exact_duplicates(EXAMPLES[::-1])
+def test_the_first_row_stands_for_its_copies() -> None:
+    keys = np.array([7, 3, 7, 2**64 - 1, 3, 7], np.uint64)
+    assert first_copies(keys).tolist() == [0, 1, 0, 3, 1, 0]
+    assert first_copies(np.empty(0, np.uint64)).tolist() == []
 
 
-def test_a_rejected_copy_names_the_one_that_stayed() -> None:
-    kept, rejected = drop_exact_duplicates(EXAMPLES)
-    assert all("a row 5" in each.detail and kept[1].id in each.detail for each in rejected)
-
-
-def test_instruction_and_response_do_not_run_together() -> None:
-    pair = [make_example("a b", "c", row=0), make_example("a", "b c", row=1)]
-    assert drop_exact_duplicates(pair) == (pair, [])
+def test_clusters_name_the_row_that_stays_wherever_it_stands() -> None:
+    kept = np.array([4, 1, 2, 2, 4, 4, 6])
+    assert clusters_of(kept) == [Cluster(4, [0, 5]), Cluster(2, [3])]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import multiprocessing
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -10,9 +11,12 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from dollyllama.config import Data, GroupBy, LossOn, RowFormat, Rule
-from dollyllama.data.prepare import PreparedData, prepare
+from dollyllama.config import Data, Deduplicate, GroupBy, LossOn, RowFormat, Rule
+from dollyllama.data.ingest import make_part
+from dollyllama.data.prepare import PreparedData, check, prepare
 from dollyllama.data.show import count_table, show_examples
+from dollyllama.data.store import write_part
+from dollyllama.files import read_json_lines
 from tests.data.build import make_data, make_source, numbered_rows
 
 WriteRows = Callable[..., Path]
@@ -64,7 +68,7 @@ def run(byte_tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> Prepare:
 
 def test_every_row_read_is_used_or_rejected_with_a_reason(mix: Data, run: Prepare) -> None:
     prepared = run(mix)
-    rejected = Counter(each.source for each in prepared.rejected)
+    rejected = Counter(each.source for each in prepared.rejected())
     used = {
         (each.example.source, each.example.row) for each in (*prepared.train, *prepared.held_out)
     }
@@ -84,7 +88,7 @@ def test_every_row_read_is_used_or_rejected_with_a_reason(mix: Data, run: Prepar
 
 
 def test_rejected_rows_carry_the_row_as_upstream_has_it(mix: Data, run: Prepare) -> None:
-    raw = {each.reason: each.raw for each in run(mix).rejected if each.source == "words"}
+    raw = {each.reason: each.raw for each in run(mix).rejected() if each.source == "words"}
     assert raw["duplicate_row"] == DIRT[0]
     assert raw["prompt_too_long"] == DIRT[4]
 
@@ -92,10 +96,13 @@ def test_rejected_rows_carry_the_row_as_upstream_has_it(mix: Data, run: Prepare)
 def test_steps_add_up(mix: Data, run: Prepare) -> None:
     for source in run(mix).manifest["sources"].values():
         rows = source["rows"]
-        assert rows["read"] >= rows["cleaned"] >= rows["rules"] >= rows["deduplicated"]
+        steps = ["read", "rules", "cleaned", "quality", "fits", "deduplicated"]
+        assert [rows[step] for step in steps] == sorted(
+            (rows[step] for step in steps), reverse=True
+        )
         assert rows["deduplicated"] == rows["train"] + rows["held_out"]
-        lost = rows["mixed"] - rows["trained"] + rows["held_out"] - rows["evaluated"]
-        assert lost == source["rejected"].get("prompt_too_long", 0)
+        assert rows["train"] == rows["trained_distinct"] + rows["not_drawn"]
+        assert rows["quality"] - rows["fits"] == source["rejected"].get("prompt_too_long", 0)
 
 
 def test_token_counts_are_those_of_the_examples(mix: Data, run: Prepare) -> None:
@@ -126,7 +133,10 @@ def test_no_group_key_is_in_two_splits(mix: Data, run: Prepare) -> None:
 def test_the_order_of_sources_changes_nothing(mix: Data, run: Prepare) -> None:
     turned = make_data(dict(reversed(mix.sources.items())))
     assert list(turned.sources) != list(mix.sources)
-    assert run(turned, cache="other") == run(mix)
+    other, own = run(turned, cache="other"), run(mix)
+    assert other.manifest == own.manifest
+    assert (other.train, other.held_out) == (own.train, own.held_out)
+    assert list(other.rejected()) == list(own.rejected())
 
 
 def test_the_split_is_the_same_for_every_seed_and_the_order_is_not(mix: Data, run: Prepare) -> None:
@@ -140,30 +150,175 @@ def test_cached_data_are_the_fresh_data(
     mix: Data, run: Prepare, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fresh = run(mix)
-    monkeypatch.setattr("dollyllama.data.prepare.encode_all", None)
+    monkeypatch.setattr("dollyllama.data.ingest.make_part", None)
     assert run(mix) == fresh
 
 
-@pytest.mark.parametrize("name", ["examples.jsonl", "tokens.npz", "manifest.json", "digests.json"])
-def test_a_damaged_cache_is_made_again(mix: Data, run: Prepare, tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("mixes/*/manifest.json", "mixes/*/train.npy", "mixes/*/digests.json"),
+        *("mixes/*/rejected.jsonl", "sources/*/store.json", "sources/*/00000.json"),
+        *("sources/*/00000.kept.arrow", "sources/*/00000.refused.arrow"),
+    ],
+)
+def test_a_damaged_cache_is_found_and_made_again(
+    mix: Data, run: Prepare, byte_tokenizer: PreTrainedTokenizerFast, tmp_path: Path, name: str
+) -> None:
     fresh = run(mix)
-    damaged = tmp_path / "cache" / fresh.fingerprint / name
-    damaged.write_bytes(damaged.read_bytes()[:-9])
-    assert run(mix) == fresh
-    assert run(mix) == fresh
-    assert [path.name for path in (tmp_path / "cache").iterdir()] == [fresh.fingerprint]
+    cache = tmp_path / "cache"
+
+    def files() -> dict[str, bytes]:
+        return {str(path): path.read_bytes() for path in cache.rglob("*") if path.is_file()}
+
+    def damaged() -> list[str]:
+        return check(mix, byte_tokenizer, seed=0, cache=cache)
+
+    before = files()
+    assert damaged() == []
+    (path, *_) = sorted(cache.glob(name))
+    path.write_bytes(path.read_bytes()[:-9])
+    # The note of a part is needed for a part that is made again, and for nothing else.
+    assert name.endswith("00000.json") or path.parent.name in str(damaged())
+    again = run(mix)
+    assert (again.train, again.held_out, again.manifest) == (
+        fresh.train,
+        fresh.held_out,
+        fresh.manifest,
+    )
+    assert damaged() == []
+    assert name.endswith("00000.json") or files() == before
 
 
-def test_a_failed_preparation_leaves_nothing_behind(
+def test_a_preparation_that_was_killed_goes_on_behind_its_last_part(
+    write_rows: WriteRows, run: Prepare, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dollyllama.data.ingest.PART_ROWS", 10)
+    monkeypatch.setattr("dollyllama.data.ingest.os.sched_getaffinity", lambda pid: {0})
+    data = make_data({"a": make_source(write_rows(numbered_rows(60)))})
+    seen: list[int] = []
+
+    def count(job: Any, chunk: Any, tokenizer: Any) -> Any:
+        if len(seen) == 3:
+            seen.append(-1)
+            raise KeyboardInterrupt
+        seen.append(chunk.first)
+        return make_part(job, chunk, tokenizer)
+
+    monkeypatch.setattr("dollyllama.data.ingest.make_part", count)
+    with pytest.raises(KeyboardInterrupt):
+        run(data)
+    killed = run(data)
+    assert seen == [0, 10, 20, -1, 30, 40, 50]
+    fresh = run(data, cache="other")
+    assert (killed.train, killed.manifest) == (fresh.train, fresh.manifest)
+
+
+def test_only_the_source_that_changed_is_read_again(
     mix: Data, run: Prepare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*args: object, **kwargs: object) -> None:
-        raise KeyboardInterrupt
+    run(mix)
+    with (tmp_path / "words.jsonl").open("a") as file:
+        file.write('{"prompt": "More?", "response": "More."}\n')
+    seen: list[str] = []
 
-    monkeypatch.setattr("dollyllama.data.prepare.np.savez", fail)
-    with pytest.raises(KeyboardInterrupt):
-        run(mix)
-    assert list((tmp_path / "cache").iterdir()) == []
+    def count(job: Any, chunk: Any, tokenizer: Any) -> Any:
+        seen.append(job.name)
+        return make_part(job, chunk, tokenizer)
+
+    monkeypatch.setattr("dollyllama.data.ingest.make_part", count)
+    run(make_data(mix.sources, max_rows=50, held_out=0.1), seed=1)
+    assert seen == ["words"]
+
+
+def test_several_processes_make_what_one_makes(
+    mix: Data, run: Prepare, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = run(mix)
+    monkeypatch.setattr("dollyllama.data.ingest.PART_ROWS", 7)
+    monkeypatch.setattr("dollyllama.data.ingest.os.sched_getaffinity", lambda pid: {0, 1, 2})
+    shared = run(mix, cache="other")
+    assert (shared.train, shared.held_out) == (alone.train, alone.held_out)
+    assert shared.manifest == alone.manifest
+    assert list(shared.rejected()) == list(alone.rejected())
+
+
+def test_what_one_process_prepares_another_waits_for(
+    mix: Data, byte_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    """Four at once: each part is written once, and all have the same data."""
+    context = multiprocessing.get_context("fork")
+    written = context.Value("i", 0)
+
+    def count(*arguments: Any) -> None:
+        with written.get_lock():
+            written.value += 1
+        write_part(*arguments)
+
+    results = context.Queue()
+
+    def work() -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("dollyllama.data.ingest.write_part", count)
+            prepared = prepare(mix, byte_tokenizer, seed=0, cache=tmp_path)
+            results.put([each.example.id for each in prepared.train])
+
+    workers = [context.Process(target=work) for _ in range(4)]
+    for each in workers:
+        each.start()
+    orders = [results.get(timeout=60) for _ in workers]
+    for each in workers:
+        each.join()
+    assert all(order == orders[0] for order in orders)
+    assert written.value == len(mix.sources)
+
+
+def test_a_source_that_cannot_be_prepared_says_so_from_another_process(
+    write_rows: WriteRows, run: Prepare, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dollyllama.data.ingest.PART_ROWS", 5)
+    monkeypatch.setattr("dollyllama.data.ingest.os.sched_getaffinity", lambda pid: {0, 1})
+    data = make_data({"a": make_source(write_rows(numbered_rows(20)), format=RowFormat.gsm8k)})
+    with pytest.raises(ValueError, match="it wants the column question"):
+        run(data)
+
+
+def test_near_copies_are_left_out_across_sources_and_named(
+    write_rows: WriteRows, run: Prepare
+) -> None:
+    texts = [
+        "The lighthouse keeper counts the ships that pass before dawn and writes them in a book",
+        "A recipe for plum cake asks for six eggs, a pound of flour and a spoon of cinnamon",
+        "Two engines pull the night train across the mountains while the passengers sleep",
+    ]
+    rows = [{"prompt": f"Go on: {text}.", "response": f"{text}, as ever."} for text in texts]
+    rows += numbered_rows(40)
+    copy = [{"prompt": f"Continue: {texts[1]}!", "response": f"{texts[1]}, as always."}]
+    sources = {
+        "a": make_source(write_rows(rows, "a.jsonl")),
+        "b": make_source(write_rows([*copy, *numbered_rows(5, 100)], "b.jsonl")),
+    }
+    near = run(make_data(sources, deduplicate=Deduplicate.near))
+    assert near.manifest["total"]["rejected"]["near_duplicate"] >= 1
+    (cluster,) = [
+        each
+        for each in read_json_lines(near.folder / "clusters.jsonl")
+        if "plum cake" in each["kept"]["instruction"]
+    ]
+    assert {(each["source"], each["row"]) for each in [cluster["kept"], *cluster["dropped"]]} == {
+        ("a", 1),
+        ("b", 0),
+    }
+    exact = run(make_data(sources))
+    assert "near_duplicate" not in exact.manifest["total"]["rejected"]
+    # Copies that stay are on one side.
+    sides = {
+        side
+        for side, rows in (("train", exact.train), ("held_out", exact.held_out))
+        for each in rows
+        if "plum cake" in each.example.instruction
+    }
+    assert len(sides) == 1
 
 
 def test_the_fingerprint_follows_settings_files_seed_and_tokenizer(
@@ -205,12 +360,19 @@ def test_an_empty_side_is_an_error(
 def test_progress_names_its_stages(mix: Data, run: Prepare) -> None:
     seen: list[str] = []
     run(mix, progress=lambda stage, done, total: seen.append(stage))
-    assert list(dict.fromkeys(seen)) == ["reading", "cleaning", "deduplicating", "tokenising"]
+    assert list(dict.fromkeys(seen)) == [
+        "looking at the files",
+        "reading, cleaning, tokenising",
+        "finding copies",
+        "looking for contamination",
+        "mixing",
+    ]
 
 
 def test_the_manifest_states_licence_place_and_digests(mix: Data, run: Prepare) -> None:
     source = run(mix).manifest["sources"]["words"]
-    assert source["licence"] == {"name": "MIT", "stated_at": "its card"}
+    assert source["licence"]["name"] == "MIT"
+    assert source["licence"]["stated_at"] == "its card"
     assert list(source["digests"]) == ["words.jsonl"]
 
 
@@ -267,7 +429,7 @@ def test_the_recipes_rows_add_up_on_the_shared_files(shared: Path, tmp_path: Pat
     prepared = prepare(data, tokenizer, seed=0, cache=tmp_path)
     sources = prepared.manifest["sources"]
     assert sources["code"]["rows"]["read"] == _count(files / "code_alpaca_20k.jsonl.gz") == 19_021
-    assert sources["code"]["rejected"] == {"empty_response": 5}
+    assert sources["code"]["rejected"]["empty_response"] == 5
     assert sources["code"]["repaired"]["no_input_marker"] == 23
     assert sources["maths"]["repaired"] == {"repeated_instruction": 219}
     real = [

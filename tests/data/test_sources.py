@@ -10,192 +10,11 @@ from typing import Any
 import datasets
 import pytest
 
-from dollyllama.config import RowFormat
-from dollyllama.data import sources
-from dollyllama.data.example import Example, Rejected
-from dollyllama.data.prompt import format_prompt
-from dollyllama.data.sources import (
-    FORMATS,
-    Place,
-    check_columns,
-    digest_place,
-    locate,
-    read_example,
-    read_rows,
-)
+from dollyllama.data import readers
+from dollyllama.data.sources import Place, digest_place, locate, read_rows
 from tests.data.build import numbered_rows
 
 WriteRows = Callable[..., Path]
-
-
-def read(row: dict[str, Any], row_format: RowFormat) -> tuple[Example, tuple[str, ...]]:
-    outcome = read_example(row, name="s", number=7, row_format=row_format)
-    assert not isinstance(outcome, Rejected), outcome
-    return outcome
-
-
-def refuse(row: dict[str, Any], row_format: RowFormat) -> Rejected:
-    outcome = read_example(row, name="s", number=7, row_format=row_format)
-    assert isinstance(outcome, Rejected)
-    return outcome
-
-
-def test_every_row_format_has_a_reader() -> None:
-    assert set(FORMATS) == set(RowFormat)
-
-
-def test_sql_row_reads_in_the_recipes_words() -> None:
-    row = {
-        "question": "How many heads are older than 56 ? ",
-        "context": "CREATE TABLE head (age INTEGER, name VARCHAR); CREATE TABLE t (x VARCHAR)",
-        "answer": "SELECT COUNT(*) FROM head WHERE age > 56",
-    }
-    example, _ = read(row, RowFormat.sql_create_context)
-    assert example.instruction == (
-        "Generate SQL query: How many heads are older than 56 ?, given the following schema: "
-        "head (age INTEGER, name STRING); t (x STRING)"
-    )
-    assert example.response == row["answer"]
-    assert example.context == row["context"]
-    assert (example.source, example.row) == ("s", 7)
-
-
-def test_a_column_named_like_the_type_keeps_its_name() -> None:
-    row = {"question": "q", "context": "CREATE TABLE t (VARCHAR_id VARCHAR)", "answer": "a"}
-    example, _ = read(row, RowFormat.sql_create_context)
-    assert example.instruction.endswith("t (VARCHAR_id STRING)")
-
-
-@pytest.mark.parametrize(
-    "row",
-    [
-        {  # the schema does not execute: a column twice
-            "question": "q",
-            "context": "CREATE TABLE t (a VARCHAR, a VARCHAR)",
-            "answer": "SELECT a FROM t",
-        },
-        {  # the answer asks for a column that the schema lacks
-            "question": "q",
-            "context": "CREATE TABLE t (a VARCHAR)",
-            "answer": "SELECT b FROM t",
-        },
-        {  # damaged upstream
-            "question": "q",
-            "context": "CREATE TABLE t (week VARCHAR)",
-            "answer": 'SELECT week FROM t WHERE "week" = "week"',
-        },
-    ],
-)
-def test_doubtful_sql_is_read_as_upstream_has_it(row: dict[str, Any]) -> None:
-    example, repairs = read(row, RowFormat.sql_create_context)
-    assert (example.context, example.response, repairs) == (row["context"], row["answer"], ())
-
-
-def test_a_humaneval_row_keeps_what_its_tests_need() -> None:
-    row = {
-        "task_id": "HumanEval/0",
-        "prompt": 'def one() -> int:\n    """One."""\n',
-        "canonical_solution": "    return 1\n",
-        "test": "def check(candidate):\n    assert candidate() == 1\n",
-        "entry_point": "one",
-    }
-    example, _ = read(row, RowFormat.humaneval)
-    assert example.instruction.startswith("Complete the following Python function.")
-    assert example.instruction.endswith(row["prompt"])
-    assert example.response == 'def one() -> int:\n    """One."""\n    return 1\n'
-    assert json.loads(example.context) == {
-        key: row[key] for key in ("prompt", "test", "entry_point")
-    }
-
-
-def test_alpaca_input_goes_below_the_instruction() -> None:
-    row = {"instruction": "Sort.", "input": "[2, 1]", "output": "[1, 2]"}
-    example, repairs = read(row, RowFormat.alpaca)
-    assert (example.instruction, example.response, repairs) == ("Sort.\n[2, 1]", "[1, 2]", ())
-
-
-@pytest.mark.parametrize(
-    "marker",
-    ["No input.", "[noinput]", "< noinput >", "Noinput", "No input", "<noinputn>", "None", "N/A"],
-)
-def test_no_input_marker_is_left_out_and_counted(marker: str) -> None:
-    row = {"instruction": "Sort.", "input": marker, "output": "x"}
-    example, repairs = read(row, RowFormat.alpaca)
-    assert (example.instruction, repairs) == ("Sort.", ("no_input_marker",))
-
-
-def test_an_input_that_speaks_of_none_is_an_input() -> None:
-    row = {"instruction": "Is it None?", "input": "None = 1", "output": "x"}
-    assert read(row, RowFormat.alpaca)[0].instruction == "Is it None?\nNone = 1"
-
-
-@pytest.mark.parametrize("given", [{}, {"input": ""}, {"input": None}, {"input": " \n"}])
-def test_alpaca_without_input_is_the_instruction_alone(given: dict[str, Any]) -> None:
-    row = {"instruction": "Sort.", "output": "x", **given}
-    assert read(row, RowFormat.alpaca)[0].instruction == "Sort."
-
-
-def test_prompt_with_the_template_loses_it() -> None:
-    row = {"prompt": format_prompt("Who?"), "response": "Me."}
-    example, repairs = read(row, RowFormat.prompt_response)
-    assert (example.instruction, repairs) == ("Who?", ("template_removed",))
-
-
-def test_databricks_context_goes_below_the_instruction() -> None:
-    row = {"instruction": "Who?", "context": "It was me.", "response": "You.", "category": "qa"}
-    example, _ = read(row, RowFormat.databricks_dolly)
-    assert (example.instruction, example.context) == ("Who?\nIt was me.", "")
-
-
-def test_gsm8k_loses_calculator_notes_and_ends_in_a_sentence() -> None:
-    row = {"question": "q", "answer": "16 - 3 = <<16-3=13>>13 eggs\n13 * 2 = 26\n#### 1,026"}
-    example, _ = read(row, RowFormat.gsm8k)
-    assert example.response == "16 - 3 = 13 eggs\n13 * 2 = 26\nThe answer is 1,026."
-
-
-def test_messages_keep_system_words_and_the_first_exchange() -> None:
-    turns = [("system", "Be brief."), ("user", "Hi"), ("assistant", "Ho"), ("user", "Again")]
-    row = {"messages": [{"role": role, "content": text} for role, text in turns]}
-    example, repairs = read(row, RowFormat.messages)
-    assert (example.instruction, example.response) == ("Be brief.\nHi", "Ho")
-    assert repairs == ("shortened_conversation",)
-
-
-def test_sharegpt_names_of_roles_read_too() -> None:
-    row = {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ho"}]}
-    assert read(row, RowFormat.messages)[0].response == "Ho"
-
-
-@pytest.mark.parametrize(
-    "messages",
-    [[], [{"role": "assistant", "content": "x"}], ["x"], [{"role": "user", "content": None}]],
-)
-def test_a_conversation_without_an_exchange_is_rejected(messages: list[Any]) -> None:
-    assert refuse({"messages": messages}, RowFormat.messages).reason == "unreadable_conversation"
-
-
-@pytest.mark.parametrize("value", [3, None, ["x"], {"a": "b"}, True])
-def test_a_field_that_is_no_text_is_rejected_with_its_row(value: Any) -> None:
-    row = {"prompt": "p", "response": value}
-    rejected = refuse(row, RowFormat.prompt_response)
-    assert (rejected.reason, rejected.row, rejected.raw) == ("wrong_type", 7, row)
-    assert "response" in rejected.detail
-
-
-def test_wrong_columns_name_those_found_and_the_format_that_fits() -> None:
-    rows = [{"prompt": "p", "response": "r"}]
-    with pytest.raises(
-        ValueError,
-        match=r"alpaca does not fit f\.jsonl.*instruction.*prompt, res"
-        r".*format=prompt_response would fit",
-    ):
-        check_columns(rows, name="s", location="f.jsonl", row_format=RowFormat.alpaca)
-
-
-def test_two_columns_that_could_be_the_response_are_refused() -> None:
-    rows = [{"instruction": "p", "response": "r", "output": "o"}]
-    with pytest.raises(ValueError, match="output and response"):
-        check_columns(rows, name="s", location="f", row_format=RowFormat.alpaca)
 
 
 # --- files --------------------------------------------------------------------------------------
@@ -249,7 +68,7 @@ def test_a_csv_of_numbers_is_text(tmp_path: Path) -> None:
         ("a.json", b'[{"a": 1},\n{"a" 2}]', r"a\.json line 2 is not JSON"),
         ("a.jsonl", b'{"a": 1}\n1\n', r"a\.jsonl line 2 is a int"),
         ("a.jsonl", b'{"a": ' + b"[" * 100_000, r"a\.jsonl line 1 is not JSON: .* too deeply"),
-        ("a.json", b'[{"a": 1},\n[1]]', r"a\.json row 2 is a list"),
+        ("a.json", b'[{"a": 1},\n[1]]', r"a\.json line 2 is a list"),
         ("a.json", b'[{"a": 1},\n"\xff"]', r"a\.json line 2 is not UTF-8"),
         ("a.jsonl", b'{"a": 1}\n{"a": "\xff"}\n', r"line 2 is not UTF-8"),
         ("a.jsonl", b"", r"a\.jsonl has no rows"),
@@ -362,7 +181,7 @@ def test_a_hub_that_cannot_be_reached_says_how_to_use_local_copies(
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(sources, "hub_answers", lambda endpoint: False)
+    monkeypatch.setattr(readers, "hub_answers", lambda endpoint: False)
     with pytest.raises(ValueError, match=r"data\.sources\.s: owner/name .*set data\.root=FOLDER"):
         read_rows(Place("owner/name", None, None), name="s", split="train")
 

@@ -4,36 +4,54 @@ import gzip
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from dollyllama.config import GroupBy
-from dollyllama.data.example import Split
-from dollyllama.data.split import assign_split, group_key, split_of
+from dollyllama.data.split import group_key, is_held_out, side_hash
 from tests.data.build import make_example
+
+NO_PAIRS = np.empty((0, 2), np.int64)
+
+
+def held(groups: list[str], share: float, pairs: object = NO_PAIRS) -> list[bool]:
+    sides = np.array([side_hash(group) for group in groups], np.uint64)
+    return list(is_held_out(sides, np.array(pairs, np.int64).reshape(-1, 2), share).tolist())
 
 
 def test_the_share_held_out_is_the_share_asked_for() -> None:
-    held = sum(split_of(f"question {number}", 0.05) is Split.held_out for number in range(20_000))
-    assert held == pytest.approx(1_000, abs=4 * (20_000 * 0.05 * 0.95) ** 0.5)
+    count = sum(held([f"question {number}" for number in range(20_000)], 0.05))
+    assert count == pytest.approx(1_000, abs=4 * (20_000 * 0.05 * 0.95) ** 0.5)
 
 
 def test_a_larger_share_holds_out_a_superset() -> None:
-    keys = [f"question {number}" for number in range(2_000)]
-    small, large = ({key for key in keys if split_of(key, s) is Split.held_out} for s in (0.1, 0.3))
-    assert small < large
+    groups = [f"question {number}" for number in range(2_000)]
+    pairs = [(number, number + 7) for number in range(0, 600, 10)]
+    small, large = held(groups, 0.1, pairs), held(groups, 0.3, pairs)
+    assert sum(small) < sum(large)
+    assert all(more for less, more in zip(small, large, strict=True) if less)
 
 
-def test_a_group_stays_on_one_side_whatever_its_source() -> None:
-    examples = [
-        make_example(f"q{number}", source=source, row=row, group=f"q{number % 50}")
-        for number in range(200)
-        for row, source in enumerate("ab")
-    ]
-    train, held_out = assign_split(examples, 0.3)
-    assert train
-    assert held_out
-    assert len(train) + len(held_out) == len(examples)
-    assert not {each.group for each in train} & {each.group for each in held_out}
+def test_a_group_stays_on_one_side() -> None:
+    groups = [f"q{number % 50}" for number in range(400)]
+    sides = held(groups, 0.3)
+    assert len({(group, side) for group, side in zip(groups, sides, strict=True)}) == 50
+    assert set(sides) == {True, False}
+
+
+def test_pairs_are_kept_together_with_their_groups_and_the_share_stays() -> None:
+    # Chains of three groups of two rows: rows 2g and 2g + 1 are group g.
+    groups = [f"question {row // 2}" for row in range(60_000)]
+    pairs = [(row + 1, row + 2 + 2 * step) for row in range(0, 60_000 - 6, 6) for step in range(2)]
+    sides = np.array(held(groups, 0.1, pairs)).reshape(-1, 6)[:-1]
+    assert (sides == sides[:, :1]).all()
+    chains = len(sides)
+    assert sides[:, 0].sum() == pytest.approx(0.1 * chains, abs=4 * (chains * 0.1 * 0.9) ** 0.5)
+
+
+def test_rows_without_a_pair_are_where_they_were() -> None:
+    groups = [f"question {number}" for number in range(300)]
+    assert held(groups, 0.2)[100:] == held(groups, 0.2, [(0, 50), (50, 99)])[100:]
 
 
 def test_keys_ignore_case_and_white_space() -> None:

@@ -11,6 +11,7 @@ import torch
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from dollyllama.config import Strategy
+from dollyllama.data.prompt import Stretch, format_response
 from dollyllama.data.tokens import encode_responses
 from dollyllama.decoding import generate as module
 from dollyllama.decoding.contrastive import contrastive_search
@@ -117,7 +118,7 @@ def test_the_marker_stops_however_it_is_cut_into_tokens(shared: Path) -> None:
         tokenizer = AutoTokenizer.from_pretrained(shared / folder)
         stop = module._stop(tokenizer)
         for text in ("SELECT 1", "It is\n\n - a list\n - of two.", "x", "日本 ### Ends?"):
-            (ids,) = encode_responses([text], tokenizer)
+            (ids,) = encode_responses([(Stretch(format_response(text)),)], tokenizer)
             ids = [*ids, tokenizer.eos_token_id]
             places = [place for place in range(1, len(ids) + 1) if stop([ids[:place]])[0]]
             assert places == [len(ids)], (folder, text)
@@ -135,7 +136,7 @@ def test_the_answer_that_training_teaches_comes_back(shared: Path) -> None:
     for folder in ("models/stories260K", "tokenizers/open_llama_v2"):
         tokenizer = AutoTokenizer.from_pretrained(shared / folder)
         for text in ("SELECT a FROM b", "Two\nlines: 1, 2.", "naïve — ≥ 3"):
-            (ids,) = encode_responses([text], tokenizer)
+            (ids,) = encode_responses([(Stretch(format_response(text)),)], tokenizer)
             completion = module._completion([*ids, tokenizer.eos_token_id], tokenizer)
             assert completion == Completion(text, len(ids) + 1, StoppedBy.end_marker)
 

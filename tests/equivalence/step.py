@@ -44,10 +44,10 @@ def step_by_hand(model: Any, rows: Sequence[EncodedExample]) -> Step:
     """Each row alone through transformers' own loss, weighted by its supervised tokens."""
     model.eval()
     model.zero_grad()
-    counts = [sum(label != IGNORED for label in row.labels[1:]) for row in rows]
+    counts = [int((row.labels[1:] != IGNORED).sum()) for row in rows]
     loss = torch.zeros(())
     for row, count in zip(rows, counts, strict=True):
-        output = model(input_ids=torch.tensor([row.ids]), labels=torch.tensor([row.labels]))
+        output = model(input_ids=torch.tensor([row.ids]), labels=torch.from_numpy(row.labels)[None])
         loss = loss + output.loss * count / sum(counts)
     loss.backward()
     gradients = {

@@ -49,7 +49,7 @@ def test_activation_checkpointing_changes_no_gradient(batching: Batching) -> Non
 
 
 def test_loss_on_all_text_leaves_out_the_first_token_alone() -> None:
-    rows = [dataclasses.replace(row, masked=0) for row in ROWS]
+    rows = [dataclasses.replace(row, spans=((0, len(row.ids)),)) for row in ROWS]
     by_hand = step_by_hand(make_model(), rows)
     for batching in (Batching.padded, Batching.packed):
         assert_same(step_of_fit(make_model(), rows, batch_size=8, batching=batching), by_hand)

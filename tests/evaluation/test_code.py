@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from dollyllama.config import RowFormat
-from dollyllama.data.sources import FORMATS
+from dollyllama.data.formats import FORMATS
 from dollyllama.evaluation.code import (
     Problem,
     grade,

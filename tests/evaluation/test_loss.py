@@ -15,7 +15,7 @@ from tests.decoding.build import PAD, make_llama, random_prompts
 
 
 def encode(source: str, ids: list[int], masked: int) -> EncodedExample:
-    return EncodedExample(Example(source, 0, "", "", "", ""), ids, masked, False)
+    return EncodedExample(Example(source, 0, "", "", "", ""), ids, ((masked, len(ids)),), False)
 
 
 LENGTHS = [30, 4, 17, 9, 55, 2, 12]
@@ -34,7 +34,7 @@ def plain_losses(model: Any, encoded: EncodedExample) -> list[float]:
         logits = model(ids).logits[0].double()
     return [
         -float(logits[place - 1].log_softmax(dim=-1)[encoded.ids[place]])
-        for place in range(max(encoded.masked, 1), len(encoded.ids))
+        for place in range(max(encoded.spans[0][0], 1), len(encoded.ids))
     ]
 
 

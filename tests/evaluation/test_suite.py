@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from dollyllama.config import SCORES, Grader, LossOn, Overlong, Strategy
+from dollyllama.config import SCORES, Grader, LossOn, Overlong, PromptFormat, Strategy
 from dollyllama.data.example import Example
 from dollyllama.data.prompt import format_prompt
 from dollyllama.data.tokens import EncodedExample, encode
@@ -38,6 +38,7 @@ def make(source: str, instruction: str, response: str, context: str = "") -> Enc
         example,
         make_tokenizer(),
         max_length=1024,
+        prompt=PromptFormat.alpaca,
         loss_on=LossOn.response,
         overlong=Overlong.truncate,
     )
@@ -72,6 +73,7 @@ def run(
     }
     options: dict[str, Any] = {
         "graders": GRADERS,
+        "prompt": PromptFormat.alpaca,
         "decoding": make_decoding(max_new_tokens=40),
         "loss_examples": 10,
         "generate_examples": 10,
@@ -286,6 +288,7 @@ def test_every_strategy_serves(decoding: dict[str, Any]) -> None:
         make_tokenizer(),
         HELD_OUT,
         graders=GRADERS,
+        prompt=PromptFormat.alpaca,
         decoding=make_decoding(max_new_tokens=8, **decoding),
         loss_examples=2,
         generate_examples=2,

@@ -17,6 +17,7 @@ import httpx
 import openai
 import pytest
 
+from dollyllama.config import PromptFormat
 from dollyllama.data.prompt import format_prompt
 from dollyllama.decoding.generate import Completion, generate
 from dollyllama.serving.app import MAX_BODY_BYTES, TROUBLES, Settings, build_app
@@ -53,6 +54,7 @@ def serving(
     max_batch: int = 8,
     max_queue: int = 64,
     grace_seconds: int = 0,
+    prompt_format: PromptFormat = PromptFormat.alpaca,
     **settings: Any,
 ) -> Iterator[Served]:
     positions = model.config.max_position_embeddings
@@ -65,7 +67,8 @@ def serving(
         "seconds": 60.0,
         "api_key": None,
     }
-    app = build_app(engine, PromptCounter(tokenizer, positions), Settings(**(chosen | settings)))
+    counter = PromptCounter(tokenizer, positions, prompt_format)
+    app = build_app(engine, counter, Settings(**(chosen | settings)))
     server = Server(app, engine, grace_seconds=grace_seconds)
     with bind("127.0.0.1", 0) as bound:
         url = f"http://127.0.0.1:{bound.getsockname()[1]}"

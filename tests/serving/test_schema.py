@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from dollyllama.config import Decoding, Strategy
-from dollyllama.data.prompt import format_prompt
+from dollyllama.config import Decoding, PromptFormat, Strategy
+from dollyllama.data.example import Question
+from dollyllama.data.prompt import Stretches, build_prompt
 from dollyllama.serving.refusal import Refusal
 from dollyllama.serving.schema import ChatRequest, CompletionRequest, parse
 from tests.serving.build import CONTRASTIVE, GREEDY, NUCLEUS
@@ -84,16 +85,30 @@ def test_fields_that_ask_for_nothing_or_name_the_caller_pass() -> None:
     completion(best_of=1, echo=False, suffix=None, logprobs=None)
 
 
+def build(question: Question) -> Stretches:
+    return build_prompt(question, PromptFormat.alpaca, None)
+
+
 def message(role: str, content: Any) -> dict[str, Any]:
     return {"role": role, "content": content}
 
 
 @pytest.mark.parametrize(
-    ("messages", "instruction"),
+    ("messages", "question"),
     [
-        ([message("user", "Why?")], "Why?"),
-        ([message("user", [{"type": "text", "text": text} for text in ("W", "hy?")])], "Why?"),
-        ([message("system", "Be brief."), message("user", "Why?")], "Be brief.\n\nWhy?"),
+        ([message("user", "Why?")], Question("Why?")),
+        (
+            [message("user", [{"type": "text", "text": text} for text in ("W", "hy?")])],
+            Question("Why?"),
+        ),
+        (
+            [message("system", "Be brief."), message("user", "Why?")],
+            Question("Why?", history=(("system", "Be brief."),)),
+        ),
+        (
+            [message("user", "Why"), message("system", "Be brief."), message("user", "not?")],
+            Question("Why\nnot?", history=(("system", "Be brief."),)),
+        ),
         (
             [
                 message("developer", "Be brief."),
@@ -102,17 +117,28 @@ def message(role: str, content: Any) -> dict[str, Any]:
                 message("assistant", "Because.") | {"refusal": None, "tool_calls": None},
                 message("user", "Who?"),
             ],
-            "Be brief.\n\nuser: Why?\nassistant: Because.\nuser: Who?",
+            Question(
+                "Who?",
+                history=(("system", "Be brief."), ("user", "Why?"), ("assistant", "Because.")),
+            ),
         ),
     ],
 )
-def test_a_conversation_is_one_instruction(messages: list[Any], instruction: str) -> None:
-    assert chat(messages=messages).prompts() == [format_prompt(instruction)]
+def test_a_conversation_is_asked_as_training_has_it(
+    messages: list[Any], question: Question
+) -> None:
+    assert chat(messages=messages).prompts(build) == [build(question)]
+
+
+def test_an_assistant_that_speaks_first_is_refused() -> None:
+    request = chat(messages=[message("assistant", "Hi."), message("user", "Why?")])
+    with pytest.raises(Refusal, match="must be the user's"):
+        request.prompts(build)
 
 
 def test_the_prompt_of_a_completion_is_raw() -> None:
-    assert completion(prompt=" a\n").prompts() == [" a\n"]
-    assert completion(prompt=["a", "b"]).prompts() == ["a", "b"]
+    assert completion(prompt=" a\n").prompts(build) == [" a\n"]
+    assert completion(prompt=["a", "b"]).prompts(build) == ["a", "b"]
 
 
 @pytest.mark.parametrize(

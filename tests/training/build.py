@@ -62,7 +62,7 @@ def make_rows(
     for number, length in enumerate(lengths):
         ids = torch.randint(1, VOCABULARY, (length,), generator=generator).tolist()
         example = Example(sources[number % len(sources)], number, "i", "r", "", "g")
-        rows.append(EncodedExample(example, ids, masked=length // 2, truncated=False))
+        rows.append(EncodedExample(example, ids, ((length // 2, length),), truncated=False))
     return rows
 
 

@@ -93,7 +93,7 @@ def test_tokens_are_those_of_the_rows(tmp_path: Path) -> None:
     result, _ = run_fit(make_model(), ROWS, tmp_path, epochs=2, batch_size=4)
     assert result.steps == 4
     assert result.tokens == 2 * sum(len(row.ids) for row in ROWS)
-    assert result.supervised_tokens == 2 * sum(len(row.ids) - row.masked for row in ROWS)
+    assert result.supervised_tokens == 2 * sum(row.supervised for row in ROWS)
     assert result.tokens_per_second == pytest.approx(result.tokens / result.seconds)
     assert result.peak_memory_mib > 100
 
@@ -122,7 +122,7 @@ def test_the_log_says_what_the_steps_since_the_last_line_did(tmp_path: Path) -> 
         total, count = 0.0, 0
         for (row,), (_, values) in zip(plan.batches[:3], every[:3], strict=True):
             if source in (None, ROWS[row].example.source):
-                tokens = len(ROWS[row].ids) - ROWS[row].masked
+                tokens = ROWS[row].supervised
                 total, count = total + values["train/loss"] * tokens, count + tokens
         key = "train/loss" if source is None else f"train/loss/{source}"
         assert third[0][1][key] == pytest.approx(total / count)
@@ -438,7 +438,7 @@ def test_logits_are_computed_for_supervised_places_alone(tmp_path: Path) -> None
         lambda module, inputs, output: shapes.append(tuple(output.shape))
     )
     run_fit(model, ROWS, tmp_path, batch_size=8, max_steps=1)
-    assert shapes == [(1, sum(len(row.ids) - row.masked for row in ROWS), 99)]
+    assert shapes == [(1, sum(row.supervised for row in ROWS), 99)]
 
 
 def test_a_budget_of_seconds_is_one_of_tokens_found_by_a_pilot_that_leaves_no_trace(

@@ -21,7 +21,8 @@ import pytest
 from dollyllama import answers
 from dollyllama.__main__ import main
 from dollyllama.config import RowFormat
-from dollyllama.data.sources import FORMATS, sql_instruction
+from dollyllama.data.example import Question
+from dollyllama.data.formats import FORMATS, sql_instruction
 from dollyllama.decoding.generate import PromptTooLargeError
 
 GOOD: list[dict[str, Any]] = [
@@ -141,7 +142,7 @@ def test_a_schema_may_be_called_so(tmp_path: Path) -> None:
     rows = [GOOD[2], {"question": GOOD[2]["question"], "schema": GOOD[2]["context"]}]
     (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     one, other = answers.read_requests(tmp_path / "in.jsonl")
-    assert one.instruction == other.instruction
+    assert one.question == other.question
     assert other.error is None
 
 
@@ -168,8 +169,14 @@ def test_an_input_stands_below_its_instruction_as_in_training(tmp_path: Path) ->
     data = "\n".join(json.dumps(row) for row in rows).encode()
     (tmp_path / "in.jsonl.gz").write_bytes(gzip.compress(data))
     requests = answers.read_requests(tmp_path / "in.jsonl.gz")
-    trained = FORMATS[RowFormat.alpaca].read({**rows[0], "output": "1, 3"}).instruction
-    assert [each.instruction for each in requests] == [trained, "Sort these.", "Sort these.", ""]
+    trained = FORMATS[RowFormat.alpaca].read({**rows[0], "output": "1, 3"})
+    alone = Question("Sort these.")
+    assert [each.question for each in requests] == [
+        Question(trained.instruction, trained.input),
+        alone,
+        alone,
+        Question(""),
+    ]
     assert requests[3].error == "input is no text"
     (tmp_path / "half.gz").write_bytes(gzip.compress(data)[:-9])
     with pytest.raises(ValueError, match=r"half\.gz is not a whole gzip file"):

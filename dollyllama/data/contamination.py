@@ -1,0 +1,273 @@
+"""Contamination: training rows that give away a question the model is tested with.
+
+A training row is found when its question is a near copy of a test's, or when it has a long run of
+a test's words anywhere. Answers of tests are not looked for: programs and queries for different
+questions share long runs. A test is a held-out row or a question of a benchmark; each user turn of
+a conversation is a test by itself.
+
+Legend: V shingles or words laid end to end, G runs of 13 words, W their word pairs, H runs found
+in rows, R rows, T tests, P pairs of a row and a test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from difflib import SequenceMatcher
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dollyllama.data.near import (
+    BANDS,
+    BUCKETS,
+    FIELD_SHIFT,
+    FIELDS,
+    Content,
+    Floats,
+    Indices,
+    Keys,
+    Number,
+    Shingles,
+    band_keys,
+    bucket,
+    chunks,
+    compare,
+    distinct,
+    hash_pairs,
+    hash_words,
+    pair_keys,
+    release,
+    shingle,
+    split_words,
+)
+
+#: Words of a run that gives a test away, and training rows up to which it does: in more, it is a
+#: phrase. Brown et al. 2020, arXiv:2005.14165, appendix C: 13 in long texts, and 10.
+RUN_WORDS = 13
+_FREQUENT = 10
+#: And what its 12 word pairs weigh at least: a template with a word or two of the question behind
+#: it weighs 4 to 6, a loop in a program 6, prose 8 and more.
+_LIGHTEST_RUN = 7
+_FACTOR = np.uint64(0x9E3779B97F4A7C15)
+
+#: Tests that one row is compared with in a band.
+_NEIGHBOURS = 8
+#: Tests, and rows, whose texts are in memory together: a test takes some 6 KB.
+_TESTS_AT_ONCE = 1 << 16
+_ROWS_AT_ONCE = 2048
+
+#: Texts of the rows with these numbers.
+Read = Callable[[Indices], Sequence[Content]]
+
+
+class Kind(StrEnum):
+    near_copy = "near copy"
+    n_gram = "n-gram"
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """A training row and the test that it gives away.
+
+    row, test: their numbers. found: of a near copy the similarity of the questions, else the
+    longest run of words that both have.
+    """
+
+    row: int
+    test: int
+    kind: Kind
+    found: str
+
+
+def find_contamination(
+    tests: Sequence[Content],
+    training: Indices,
+    read: Read,
+    values_V: Shingles,
+    offsets: Indices,
+    weights: Floats,
+) -> list[Match]:
+    """Find the training rows that give a test away, each once, sorted by row.
+
+    tests: as of ``near.content``; the answers do not matter. training: numbers of the training
+    rows, ascending. values_V, offsets, weights: as of ``near``, over all rows.
+    """
+    is_training_R = np.zeros(len(offsets) - 1, np.bool_)
+    is_training_R[training] = True
+    found: list[Match] = []
+    for start in range(0, len(tests), _TESTS_AT_ONCE):
+        some = tests[start : start + _TESTS_AT_ONCE]
+        asked = [(question, given, "") for question, given, _ in some]
+        near = _near_questions(asked, is_training_R, values_V, offsets, weights)
+        is_training_R[[match.row for match in near]] = False
+        shared = _shared_runs(asked, is_training_R, read, values_V, offsets, weights)
+        is_training_R[[match.row for match in shared]] = False
+        found += [replace(match, test=start + match.test) for match in near + shared]
+    return sorted(found, key=lambda match: match.row)
+
+
+# --- near copies ---------------------------------------------------------------------------------
+
+
+def _near_questions(
+    asked: Sequence[Content],
+    is_training_R: npt.NDArray[np.bool_],
+    values_V: Shingles,
+    offsets: Indices,
+    weights: Floats,
+) -> list[Match]:
+    """Find rows whose question and input are near copies of a test's, whatever the answers."""
+    tests_V, test_offsets = shingle(asked)
+    worded = np.flatnonzero(np.diff(test_offsets))
+    keys_BT = band_keys(tests_V, test_offsets, weights, range(BANDS))[:, worded]
+    order_BT = np.argsort(keys_BT, axis=1, kind="stable")
+    sorted_BT = np.take_along_axis(keys_BT, order_BT, axis=1)
+    matches = []
+    for start, stop in chunks(offsets):
+        some_V, some = _questions(values_V, offsets[start : stop + 1])
+        pairs = [np.empty(0, np.int64)]
+        keys_BR = band_keys(some_V, some, weights, range(BANDS))
+        for keys_R, sorted_T, order_T in zip(keys_BR, sorted_BT, order_BT, strict=True):
+            place_R = np.searchsorted(sorted_T, keys_R)
+            for step in range(_NEIGHBOURS):
+                row_P = np.flatnonzero(place_R + step < len(sorted_T))
+                row_P = row_P[sorted_T[place_R[row_P] + step] == keys_R[row_P]]
+                test_P = worded[order_T[place_R[row_P] + step]]
+                pairs.append(row_P * len(asked) + test_P)
+        row_P, test_P = np.divmod(distinct(np.concatenate(pairs)), len(asked))
+        trained = is_training_R[start + row_P]
+        row_P, test_P = row_P[trained], test_P[trained]
+        similarity_P, near = compare(
+            pair_keys(row_P, some_V, some),
+            pair_keys(test_P, tests_V, test_offsets),
+            len(row_P),
+            weights,
+        )
+        row_P, test_P, similarity_P = row_P[near], test_P[near], similarity_P[near]
+        for each in _best(row_P, test_P, similarity_P):
+            found = f"similarity {similarity_P[each]:.2f}"
+            row, test = start + int(row_P[each]), int(test_P[each])
+            matches.append(Match(row, test, Kind.near_copy, found))
+    release(values_V)
+    return matches
+
+
+def _questions(values_V: Shingles, offsets: Indices) -> tuple[Shingles, Indices]:
+    """Return the shingles of rows without those of the answers."""
+    some_V = values_V[offsets[0] : offsets[-1]]
+    asked_V = some_V >> np.uint32(FIELD_SHIFT) < 2
+    counts = np.concatenate([[0], np.cumsum(asked_V)])
+    return some_V[asked_V], counts[offsets - offsets[0]]
+
+
+# --- runs of words -------------------------------------------------------------------------------
+
+
+def _shared_runs(
+    asked: Sequence[Content],
+    is_training_R: npt.NDArray[np.bool_],
+    read: Read,
+    values_V: Shingles,
+    offsets: Indices,
+    weights: Floats,
+) -> list[Match]:
+    """Find rows that have 13 words in a row of a test, in question, input or answer."""
+    words_V, text_V = hash_words(text for fields in asked for text in fields)
+    runs_G, start_G = hash_runs(words_V, text_V)
+    pairs_V = hash_pairs(words_V)
+    pairs_GW = pairs_V[start_G[:, None] + np.arange(RUN_WORDS - 1)]
+    tells = weights[bucket(pairs_GW)].sum(1) >= _LIGHTEST_RUN
+    rows = np.flatnonzero(is_training_R & _may_share(pairs_GW[tells], values_V, offsets))
+    runs_G, first_G = np.unique(runs_G[tells], return_index=True)
+    test_G = text_V[start_G[tells][first_G]] // FIELDS
+    seen_G = np.zeros(len(runs_G), np.int64)
+    hit_rows, hit_runs = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+    for start in range(0, len(rows), _ROWS_AT_ONCE):
+        some = rows[start : start + _ROWS_AT_ONCE]
+        own_V, own_text_V = hash_words(text for fields in read(some) for text in fields)
+        own_G, own_start_G = hash_runs(own_V, own_text_V)
+        at, run = _find(own_G, runs_G)
+        row_of = own_text_V[own_start_G[at]] // FIELDS
+        row, run = np.divmod(distinct(row_of << 32 | run), 1 << 32)
+        np.add.at(seen_G, run, 1)
+        # Those of a template are dropped on the way, so that they take no room.
+        rare = seen_G[run] <= _FREQUENT
+        hit_rows.append(some[row[rare]])
+        hit_runs.append(run[rare])
+    row_H, run_H = np.concatenate(hit_rows), np.concatenate(hit_runs)
+    rare = seen_G[run_H] <= _FREQUENT
+    pairs, shared_P = np.unique(row_H[rare] << 32 | test_G[run_H[rare]], return_counts=True)
+    row_P, test_P = np.divmod(pairs, 1 << 32)
+    best = _best(row_P, test_P, shared_P)
+    return [
+        Match(int(row), int(test), Kind.n_gram, longest_run(own, asked[test]))
+        for row, test, own in zip(row_P[best], test_P[best], read(row_P[best]), strict=True)
+    ]
+
+
+def hash_runs(words_V: Shingles, text_V: Indices) -> tuple[Keys, Indices]:
+    """Hash every 13 words in a row of one text; and where each run begins in ``words_V``."""
+    starts = max(len(words_V) - RUN_WORDS + 1, 0)
+    runs_G = np.zeros(starts, np.uint64)
+    for word in range(RUN_WORDS):
+        runs_G = runs_G * _FACTOR + words_V[word : word + starts]
+    start_G = np.flatnonzero(text_V[:starts] == text_V[len(text_V) - starts :])
+    return runs_G[start_G], start_G
+
+
+def _may_share(pairs_GW: Shingles, values_V: Shingles, offsets: Indices) -> npt.NDArray[np.bool_]:
+    """Return whether each row has the rarest word pair of any run, of which these are the pairs.
+
+    A row without it has not the run either, and its text need not be read.
+    """
+    wanted = distinct(pairs_GW.ravel())
+    rows_of = np.zeros(len(wanted), np.int64)
+    for _, place in _wanted(values_V, offsets, wanted):
+        np.add.at(rows_of, place, 1)
+    rarest_G = rows_of[np.searchsorted(wanted, pairs_GW)].argmin(1)
+    rarest = distinct(np.take_along_axis(pairs_GW, rarest_G[:, None], axis=1).ravel())
+    may_R = np.zeros(len(offsets) - 1, np.bool_)
+    for row, _ in _wanted(values_V, offsets, rarest):
+        may_R[row] = True
+    release(values_V)
+    return may_R
+
+
+def _wanted(
+    values_V: Shingles, offsets: Indices, wanted: Shingles
+) -> Iterator[tuple[Indices, Indices]]:
+    """Yield (rows, places in ``wanted``) of the shingles that are wanted, in whichever field."""
+    listed = np.zeros(BUCKETS, np.bool_)
+    listed[bucket(wanted)] = True
+    for start, stop in chunks(offsets):
+        some_V = values_V[offsets[start] : offsets[stop]]
+        likely = np.flatnonzero(listed[bucket(some_V)])
+        at, place = _find(some_V[likely] & np.uint32((1 << FIELD_SHIFT) - 1), wanted)
+        yield np.searchsorted(offsets, offsets[start] + likely[at], side="right") - 1, place
+
+
+def _find(values: npt.NDArray[Number], known: npt.NDArray[Number]) -> tuple[Indices, Indices]:
+    """Return where the values stand that are in ``known``, sorted, and their places there."""
+    place = np.searchsorted(known, values)
+    at = np.flatnonzero(place < len(known))
+    at = at[known[place[at]] == values[at]]
+    return at, place[at]
+
+
+def longest_run(content: Content, test: Content) -> str:
+    """Return the longest run of words, case and punctuation aside, that both have in a field."""
+    longest: list[str] = []
+    for own in map(split_words, content):
+        for other in map(split_words, test):
+            match = SequenceMatcher(None, own, other, autojunk=False).find_longest_match()
+            longest = max(longest, own[match.a : match.a + match.size], key=len)
+    return " ".join(longest)
+
+
+def _best(row_P: Indices, test_P: Indices, score_P: npt.NDArray[Any]) -> Indices:
+    """Return the places of the pair with the highest score of each row, of equal ones the first."""
+    order = np.lexsort((test_P, -score_P, row_P))
+    return order[np.diff(row_P[order], prepend=-1) > 0]

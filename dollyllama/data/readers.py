@@ -1,0 +1,490 @@
+"""Files and data sets to rows, a chunk at a time, and what stands in a row's place and is none.
+
+JSON and CSV are read here: ``datasets`` 5.2 turns every string of a column into quoted JSON when
+one row holds another type, names no row when one is broken, and gives up the rows after it. Saved
+data sets and the Hub are read through ``datasets``.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import gzip
+import json
+import os
+import re
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from io import BufferedIOBase
+from itertools import islice
+from pathlib import Path
+from typing import Any, TextIO
+
+from dollyllama.data.formats import MAX_ROW, Row
+from dollyllama.hub import hub_answers, root_line
+
+SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet", ".csv")
+
+#: A chunk is closed when its lines have so many bytes, however few they are.
+_CHUNK_BYTES = 8_000_000
+
+#: How much of a line is kept to show what was rejected, in characters.
+_SHOWN = 10_000
+
+#: First bytes of what is often saved under a wrong name, and what to do about it.
+_SIGNATURES = (
+    (b"PAR1", "is Parquet: give it the suffix .parquet"),
+    (b"PK\x03\x04", "is a zip archive: unpack it"),
+    (b"\x1f\x8b", "is packed with gzip: give it the suffix .gz"),
+    (b"BZh", "is packed with bzip2: unpack it"),
+    (b"\xfd7zXZ", "is packed with xz: unpack it"),
+    (b"\x28\xb5\x2f\xfd", "is packed with zstd: unpack it"),
+    (b"ARROW1", "is an Arrow file: save it as Parquet"),
+    (b"version https://git-lfs", "is a Git LFS pointer, not the file itself: run git lfs pull"),
+    (b"\xff\xfe", "is UTF-16: convert it to UTF-8"),
+    (b"\xfe\xff", "is UTF-16: convert it to UTF-8"),
+    (b"<", "is HTML or XML, perhaps a page saved in the file's place: download it again"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Damaged:
+    """What stands in a row's place and is none.
+
+    number: its line, from 1. problem: "is not …". text: the line, at most 10,000 characters of it,
+    with a mark for each byte that is no UTF-8. reason: what its rejection is called.
+    """
+
+    number: int
+    problem: str
+    text: str
+    reason: str = "unreadable_line"
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Consecutive rows of a place; JSON Lines come unparsed, so that workers share the parsing.
+
+    first: the number of its first row, from 0. line: the line of its first entry, from 1.
+    entries: rows, what stands in a row's place, and unparsed lines; b"" is a blank one and no row.
+    """
+
+    first: int
+    line: int
+    entries: list[bytes | Row | Damaged]
+
+    def __len__(self) -> int:
+        """How many rows there are, damaged ones counted."""
+        return len(self.entries) - self.entries.count(b"")
+
+    def parse(self, where: str) -> list[Row | Damaged]:
+        """All rows in order. ValueError, after ``where``, when a file begins with no row at all.
+
+        Such a file is most likely of another type, and every other line would be rejected.
+        """
+        parsed = [
+            _parse_line(entry, number) if isinstance(entry, bytes) else entry
+            for number, entry in enumerate(self.entries, start=self.line)
+            if entry != b""
+        ]
+        if self.first == 0 and isinstance(start := parsed[0], Damaged):
+            raise ValueError(
+                f"{where} line {start.number} {start.problem} (later lines like it are left out, "
+                f"but a file that begins so is no file of rows: remove the line if it is one)"
+            )
+        return parsed
+
+
+def read_file(path: Path, where: str, *, chunk_rows: int) -> Iterator[Chunk]:
+    """Read a Parquet, CSV or JSON file. ValueError, after ``where``, when it cannot be read."""
+    if path.stat().st_size == 0:
+        return iter(())
+    if path.suffix == ".parquet":
+        return in_chunks(_read_parquet(path, where, chunk_rows), chunk_rows)
+    head = _head(path, where)
+    if path.suffix == ".csv":
+        return in_chunks(_read_csv(path, where), chunk_rows)
+    if head.startswith(b"["):
+        return in_chunks(_read_list(path, where), chunk_rows)
+    return _read_lines(path, where, chunk_rows)
+
+
+def in_chunks(rows: Iterator[Row | Damaged], chunk_rows: int) -> Iterator[Chunk]:
+    """Chunks of rows that are parsed already; ``Damaged`` knows its line, so the chunk need not."""
+    first = 0
+    while entries := list(islice(rows, chunk_rows)):
+        yield Chunk(first, 0, [*entries])
+        first += len(entries)
+
+
+@contextmanager
+def _unpacked(path: Path, where: str) -> Iterator[BufferedIOBase]:
+    """Open a file, unpacked when its name ends in .gz. ValueError for no whole gzip file."""
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            yield file
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ValueError(f"{where} is not a whole gzip file ({error}): copy it again") from error
+    except OSError as error:
+        raise ValueError(f"{where} cannot be read: {error.strerror}") from error
+
+
+def _head(path: Path, where: str) -> bytes:
+    """The first bytes that are no white space. ValueError when they tell of another file type."""
+    with _unpacked(path, where) as file:
+        head = file.read(65536).removeprefix(codecs.BOM_UTF8).lstrip()
+    for signature, problem in _SIGNATURES:
+        if head.startswith(signature):
+            raise ValueError(f"{where} {problem}")
+    return head
+
+
+# --- JSON Lines ---
+
+
+def _read_lines(path: Path, where: str, chunk_rows: int) -> Iterator[Chunk]:
+    """Lines, unparsed. They end at line feeds alone: U+2028 belongs to a string."""
+    with _unpacked(path, where) as file:
+        file.seek(len(codecs.BOM_UTF8) if file.read(3) == codecs.BOM_UTF8 else 0)
+        entries: list[bytes | Row | Damaged] = []
+        first, start, rows, size = 0, 1, 0, 0
+        for number, line in enumerate(iter(partial(file.readline, MAX_ROW), b""), start=1):
+            if len(line) == MAX_ROW and not line.endswith(b"\n"):
+                entries.append(_too_long(number, line[: 4 * _SHOWN]))
+                while (line := file.readline(MAX_ROW)) and not line.endswith(b"\n"):
+                    pass
+                rows += 1
+            elif line.isspace():
+                entries.append(b"")
+            else:
+                entries.append(line)
+                rows, size = rows + 1, size + len(line)
+            if rows == chunk_rows or size > _CHUNK_BYTES:
+                yield Chunk(first, start, entries)
+                entries, first, start, rows, size = [], first + rows, number + 1, 0, 0
+        if rows:
+            yield Chunk(first, start, entries)
+
+
+def _too_long(number: int, start: bytes) -> Damaged:
+    problem = f"is longer than {MAX_ROW:,} bytes"
+    return Damaged(number, problem, _show(start), "row_too_large")
+
+
+def _show(line: bytes) -> str:
+    return line.rstrip(b"\r\n")[: 4 * _SHOWN].decode("utf-8", "replace")[:_SHOWN]
+
+
+def _parse_line(line: bytes, number: int) -> Row | Damaged:
+    try:
+        row = json.loads(line.rstrip(b"\r\n").decode("utf-8"))
+    except UnicodeDecodeError:
+        return Damaged(number, "is not UTF-8: convert the file to UTF-8", _show(line))
+    except (ValueError, RecursionError) as error:
+        return Damaged(number, f"is not JSON: {_why(error)}", _show(line))
+    return row if isinstance(row, dict) else _no_object(row, number, _show(line))
+
+
+def _no_object(value: Any, number: int, text: str) -> Damaged:
+    return Damaged(number, f"is a {type(value).__name__}, not an object with columns", text)
+
+
+def _why(error: Exception) -> str:
+    """What json found wrong, without the place."""
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    return error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+
+
+# --- one JSON list ---
+
+_BLOCK = 1 << 20
+
+#: No word that json takes as a whole is longer; it names the start of one that is cut. (Two
+#: escapes that make one character are the longest.)
+_LONGEST_WORD = 12
+
+
+def _read_list(path: Path, where: str) -> Iterator[Row | Damaged]:
+    """The objects of one JSON list, a block of text at a time.
+
+    ValueError with the line of what is no JSON: nothing says where the next row would begin.
+    """
+    with _unpacked(path, where) as file:
+        text = _Text(file, where)
+        text.take("[")
+        if text.peek() == "]":
+            return
+        while True:
+            text.peek()
+            number = text.line
+            value = text.value()
+            yield value if isinstance(value, dict) else _no_object(value, number, text.last())
+            if text.take(",]") == "]":
+                break
+        if text.peek():
+            raise text.error("has something after the end of the list")
+
+
+class _Text:
+    """A window on a long JSON text; what stands before ``at`` is done with."""
+
+    def __init__(self, file: BufferedIOBase, where: str) -> None:
+        self.file, self.where = file, where
+        self.decoder = codecs.getincrementaldecoder("utf-8-sig")()
+        self.text, self.start, self.at, self.line, self.ended = "", 0, 0, 1, False
+
+    def peek(self) -> str:
+        """The next character that is no white space, or nothing at the end."""
+        while True:
+            after = _SPACE.match(self.text, self.at).end()  # type: ignore[union-attr]
+            self._go(after)
+            if after < len(self.text) or self.ended:
+                return self.text[after : after + 1]
+            self._read()
+
+    def take(self, expected: str) -> str:
+        """The next character, one of ``expected``."""
+        found = self.peek()
+        if not found or found not in expected:
+            wanted = " or ".join(expected)
+            raise self.error(
+                f"is not JSON: Expecting {wanted}" + ("" if found else " (cut short?)")
+            )
+        self._go(self.at + 1)
+        return found
+
+    def value(self) -> Any:
+        """The value that stands here, as a whole."""
+        while True:
+            try:
+                value, end = _DECODER.raw_decode(self.text, self.at)
+            except json.JSONDecodeError as error:
+                if self.ended or not self._may_be_cut(error):
+                    self._go(error.pos)
+                    raise self.error(f"is not JSON: {error.msg}") from error
+            except (ValueError, RecursionError) as error:
+                raise self.error(f"is not JSON: {_why(error)}") from error
+            else:
+                if end < len(self.text) or self.ended:
+                    self.start = self.at
+                    self._go(end)
+                    return value
+            if len(self.text) - self.at > MAX_ROW:
+                raise self.error(f"begins a row longer than {MAX_ROW:,} characters: shorten it")
+            self._read()
+
+    def last(self) -> str:
+        """The text of the last value, or the beginning of it."""
+        return self.text[self.start : self.at][:_SHOWN]
+
+    def _may_be_cut(self, error: json.JSONDecodeError) -> bool:
+        """Whether more text could mend this: it is about the end of what there is, or a string."""
+        at_end = error.pos >= len(self.text) - _LONGEST_WORD
+        return at_end or error.msg.startswith("Unterminated string")
+
+    def error(self, problem: str) -> ValueError:
+        return ValueError(f"{self.where} line {self.line} {problem}")
+
+    def _go(self, at: int) -> None:
+        self.line += self.text.count("\n", self.at, at)
+        self.at = at
+
+    def _read(self) -> None:
+        block = self.file.read(_BLOCK)
+        self.ended = not block
+        try:
+            new = self.decoder.decode(block, final=self.ended)
+        except UnicodeDecodeError as error:
+            self._go(len(self.text))
+            self.line += error.object.count(b"\n", 0, error.start)
+            raise self.error("is not UTF-8: convert the file to UTF-8") from error
+        self.text, self.at = self.text[self.at :] + new, 0
+
+
+_SPACE = re.compile(r"[ \t\n\r]*")
+_DECODER = json.JSONDecoder()
+
+
+# --- CSV and Parquet ---
+
+
+class _Lines:
+    """The lines of a CSV file; a longer one than MAX_ROW characters is an error and passed over.
+
+    number: of the last line, from 1. last: its text.
+    """
+
+    def __init__(self, file: TextIO) -> None:
+        self.file, self.number, self.last = file, 0, ""
+
+    def __iter__(self) -> _Lines:
+        return self
+
+    def __next__(self) -> str:
+        self.last = line = self.file.readline(MAX_ROW)
+        if not line:
+            raise StopIteration
+        self.number += 1
+        if len(line) == MAX_ROW and not line.endswith("\n"):
+            while (line := self.file.readline(MAX_ROW)) and not line.endswith("\n"):
+                pass
+            raise csv.Error("field larger than field limit")
+        return line
+
+
+def _read_csv(path: Path, where: str) -> Iterator[Row | Damaged]:
+    """Rows of text under the names in the first line; an empty line is no row.
+
+    ValueError when two columns have one name.
+    """
+    # Bytes that are no UTF-8 become lone surrogates, so that only their own row is rejected.
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        lines = _Lines(file)
+        csv.field_size_limit(MAX_ROW)
+        reader = csv.reader(lines, strict=True)
+        try:
+            header = next(reader, [])
+        except csv.Error as error:
+            raise ValueError(f"{where} line 1 is not CSV: {error}") from error
+        if not _is_utf8("".join(header)):
+            raise ValueError(f"{where} line 1 is not UTF-8: convert the file to UTF-8")
+        if len(set(header)) < len(header):
+            twice = next(column for column in header if header.count(column) > 1)
+            raise ValueError(f"{where} has two columns {twice}: rename one in its first line")
+        while True:
+            number = lines.number + 1
+            try:
+                cells = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                yield _bad_cells(number, error, lines.last)
+                continue
+            if not cells:
+                continue
+            if len(cells) != len(header):
+                problem = f"has {len(cells)} values and the first line {len(header)} names"
+                yield Damaged(number, problem, _show(_bytes(lines.last)))
+            elif not _is_utf8("".join(cells)):
+                problem = "is not UTF-8: convert the file to UTF-8"
+                yield Damaged(number, problem, _show(_bytes(lines.last)))
+            else:
+                yield dict(zip(header, cells, strict=True))
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _bad_cells(number: int, error: csv.Error, line: str) -> Damaged:
+    if "field larger" in str(error):
+        return _too_long(number, _bytes(line))
+    return Damaged(number, f"is not CSV: {error}", _show(_bytes(line)))
+
+
+def _bytes(line: str) -> bytes:
+    return line[:_SHOWN].encode(errors="surrogateescape")
+
+
+def _read_parquet(path: Path, where: str, batch_rows: int) -> Iterator[Row]:
+    import pyarrow.parquet as pq
+
+    try:
+        # Else all of a row group is in memory at once, and a file may have but one.
+        with pq.ParquetFile(path, pre_buffer=False, buffer_size=_BLOCK) as file:
+            for batch in file.iter_batches(batch_rows):
+                yield from batch.to_pylist()
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{where} cannot be read as parquet: {root_line(error)}") from error
+
+
+# --- through datasets: folders and the Hub ---
+
+
+def _load_datasets() -> Any:
+    """Import ``datasets`` without telemetry, bars or warnings."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "0")
+    import datasets
+
+    datasets.disable_progress_bars()
+    datasets.utils.logging.set_verbosity_error()
+    return datasets
+
+
+def _stream(dataset: Any, batch_rows: int) -> Iterator[Row]:
+    for batch in dataset.with_format("arrow").iter(batch_size=batch_rows):
+        yield from batch.to_pylist()
+
+
+def read_folder(folder: Path, where: str, *, split: str, chunk_rows: int) -> Iterator[Chunk]:
+    """A data set saved with ``save_to_disk``, or a folder laid out like a Hub repository."""
+    datasets = _load_datasets()
+    try:
+        data = _open_folder(datasets, folder, split)
+    except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
+        odd = "; datasets takes [ ] * ? in a path for patterns: rename the folder"
+        hint = odd if set(str(folder)) & set("[]*?") else ""
+        raise ValueError(f"{where} cannot be read: {root_line(error)}{hint}") from error
+    if not isinstance(data, list):
+        yield from in_chunks(_stream(data, chunk_rows), chunk_rows)
+        return
+    first = 0
+    for path in data:
+        name = path.relative_to(folder.absolute())
+        for chunk in read_file(path, f"{where}/{name}", chunk_rows=chunk_rows):
+            yield replace(chunk, first=first)
+            first += len(chunk)
+
+
+def _open_folder(datasets: Any, folder: Path, split: str) -> Any:
+    """The split's files, when all are of SUFFIXES, or a data set."""
+    if (folder / "state.json").exists():
+        return datasets.load_from_disk(str(folder))
+    if (folder / "dataset_dict.json").exists():
+        splits = datasets.load_from_disk(str(folder))
+    else:
+        splits = datasets.load_dataset_builder(str(folder.absolute())).config.data_files
+    if split not in splits:
+        raise ValueError(f"there is no split {split}; the splits are {', '.join(map(str, splits))}")
+    if not isinstance(splits[split], list):
+        return splits[split]
+    files = [Path(file) for file in splits[split]]
+    if all(file.name.endswith(SUFFIXES) for file in files):
+        return files
+    return datasets.load_dataset(str(folder), split=split, streaming=True)
+
+
+def read_hub(
+    hub: str, revision: str | None, where: str, *, split: str, batch_rows: int
+) -> Iterator[Row]:
+    """A data set of the Hub, through the ordinary Hugging Face cache.
+
+    ``OWNER/NAME:CONFIGURATION`` picks one of several configurations.
+    """
+    datasets = _load_datasets()
+    import huggingface_hub
+
+    answers = hub_answers(huggingface_hub.constants.ENDPOINT)
+    if not answers:
+        # Five retries of a name that does not resolve take 23 s and print ten lines.
+        huggingface_hub.constants.HF_HUB_OFFLINE = True
+        datasets.config.HF_HUB_OFFLINE = True
+    name, _, configuration = hub.partition(":")
+    try:
+        data = datasets.load_dataset(name, configuration or None, revision=revision, split=split)
+        yield from _stream(data, batch_rows)
+    except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
+        why = root_line(error) if answers else "it does not answer from here"
+        raise ValueError(
+            f"{where} cannot be had from the Hub ({why}): "
+            f"set data.root=FOLDER to a folder with local copies, or use data=sample"
+        ) from error
