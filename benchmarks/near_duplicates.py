@@ -19,7 +19,6 @@ import gzip
 import json
 import random
 import re
-import resource
 import statistics
 import subprocess
 import sys
@@ -456,19 +455,24 @@ def measure(file: Path, offsets: Path) -> None:
     ends = np.load(offsets)
     values = np.memmap(file, np.uint32, mode="r")
     source = np.arange(len(ends) - 1) * 4 // (len(ends) - 1)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_mib()
     start, wall = time.process_time(), time.perf_counter()
     copies = find_copies(values, ends, source.astype(np.int16))
     clusters = copies.clusters(len(ends) - 1)
     nothing = np.zeros(len(clusters), np.int64)
     kept = kept_of(clusters, nothing > 0, nothing)
     seconds, wall = time.process_time() - start, time.perf_counter() - wall
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     print(
         f"{len(clusters):,} rows, {len(values):,} shingles: {seconds:.1f} s of processor time, "
-        f"{wall:.1f} s; peak {peak >> 10:,} MiB resident, {before >> 10:,} before; "
+        f"{wall:.1f} s; peak {peak_mib():,} MiB resident, {before:,} before; "
         f"{len(copies.pairs):,} pairs, {int((kept != np.arange(len(kept))).sum()):,} rows to drop"
     )
+
+
+def peak_mib() -> int:
+    """What this process has had resident at most (Linux); ``getrusage`` counts its parent's too."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return int(status.partition("VmHWM:")[2].split()[0]) >> 10
 
 
 def measure_apart(values: Path, offsets: Indices) -> None:

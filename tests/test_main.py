@@ -58,7 +58,12 @@ def test_prepare_takes_options_between_overrides_and_a_folder_of_its_own(
 ) -> None:
     assert main(["prepare", OVERRIDES[0], "--examples=0", *OVERRIDES[1:]]) == 0
     (made,) = (workshop / "runs/prepared").iterdir()
-    assert sorted(path.name for path in made.iterdir()) == ["data.json", "rejected.jsonl"]
+    assert sorted(path.name for path in made.iterdir()) == [
+        "clusters.jsonl",
+        "contamination.jsonl",
+        "data.json",
+        "rejected.jsonl",
+    ]
     assert "‹" not in capsys.readouterr().out
 
 

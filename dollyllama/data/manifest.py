@@ -32,13 +32,14 @@ class Late:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A training row that gives a test away. place: in the corpus. test: in words, by name and row.
+    """A training row that gives a test away. place: in the corpus. test: its name and row.
 
-    kind: near copy or n-gram. found: the similarity, or the words that both have.
+    question: what the test asks. kind: near copy or n-gram. found: the similarity, or the words that both have.
     """
 
     place: int
     test: str
+    question: str
     kind: str
     found: str
 

@@ -38,9 +38,12 @@ Floats = npt.NDArray[np.float32]
 #: Two rows are copies from this weighted Jaccard similarity on: a copy with 15 % of its words
 #: changed here and there keeps 0.55 to 0.65 of its words and word pairs.
 SIMILAR = 0.55
-#: And each field by itself from these on: the same query or the same passage under another question
-#: is another row. Answers may differ more: a query with other column names has little in common.
-SIMILAR_FIELDS = (0.5, 0.5, 0.25)
+#: And question, input and answer by themselves from these on: the same query or the same passage
+#: under another question is another row.
+SIMILAR_FIELDS = (0.5, 0.5, 0.4)
+#: Less is enough of the question where the answer is the same, and of the answer where the question
+#: is: a short question in a long frame keeps little, and so does a query with its columns renamed.
+SIMILAR_BESIDE = (0.4, 0.4, 0.25)
 
 #: A shingle in one row of so many weighs as much as the rarest: beyond, rarity is chance.
 _RARE = 1000
@@ -284,8 +287,13 @@ def compare(
     common_PF = _weigh(both_V[1:][both_V[1:] == both_V[:-1]], pairs, weights)
     union_PF = _weigh(first_V, pairs, weights) + _weigh(second_V, pairs, weights) - common_PF
     similarity_P = common_PF.sum(1) / union_PF.sum(1)
-    near_PF = (common_PF + 1) / (union_PF + 1) >= SIMILAR_FIELDS
-    return similarity_P.astype(np.float32), (similarity_P >= SIMILAR) & near_PF.all(1)
+    fields_PF = (common_PF + 1) / (union_PF + 1)
+    changed_PF = union_PF - common_PF
+    same_question_P, same_answer_P = changed_PF[:, :2].sum(1) < 1, changed_PF[:, 2] < 1
+    beside_PF = np.stack([same_answer_P, same_answer_P, same_question_P], axis=1)
+    enough_PF = np.where(beside_PF, SIMILAR_BESIDE, SIMILAR_FIELDS)
+    near_P = (similarity_P >= SIMILAR) & (fields_PF >= enough_PF).all(1)
+    return similarity_P.astype(np.float32), near_P
 
 
 def pair_keys(row_P: Indices, values_V: Shingles, offsets: Indices) -> Keys:

@@ -130,8 +130,9 @@ class _Length:
 def _lengths(prepared: PreparedData) -> list[_Length]:
     """Lengths of the rows of both sides, repeats counted, source by source."""
     manifest = prepared.manifest
+    names = list(manifest["sources"])
     sides = (prepared.train, prepared.held_out)
-    numbers = np.concatenate([source_numbers(side) for side in sides])
+    numbers = np.concatenate([_source_numbers(side, names) for side in sides])
     everything = np.concatenate([side.lengths for side in sides])
     most = int(manifest["settings"]["max_length"])
     found = []
@@ -160,10 +161,10 @@ def _lengths(prepared: PreparedData) -> list[_Length]:
     return found
 
 
-def source_numbers(rows: Rows) -> npt.NDArray[np.int16]:
-    """Of each row the number of its source among the sorted names."""
-    numbers: npt.NDArray[np.int16] = rows._corpus.sources[rows.places]
-    return numbers
+def _source_numbers(rows: Rows, names: Sequence[str]) -> npt.NDArray[np.int16]:
+    """Of each row the place of its source in ``names``."""
+    numbers = {name: number for number, name in enumerate(names)}
+    return np.fromiter((numbers[source] for source in rows.sources), np.int16, len(rows))
 
 
 def count_lengths(
@@ -280,7 +281,7 @@ def _samples(prepared: PreparedData, tokenizer: Any) -> Markup:
     full = int(prepared.manifest["settings"]["max_length"])
     shown = []
     for side, rows in ((Split.train, prepared.train), (Split.held_out, prepared.held_out)):
-        numbers = source_numbers(rows)
+        numbers = _source_numbers(rows, names)
         for number in range(len(names)):
             places = np.flatnonzero(numbers == number)
             first = places[: most - most // 3 if side is Split.train else most // 6 or 1]
@@ -489,15 +490,17 @@ class _Match:
 class _Contaminated:
     """Training rows that left the mix for the tests they give away: how many, some by chance."""
 
-    count: int
+    counts: dict[str, int]  # by kind
     shown: list[_Match]
 
 
 def _contaminated(prepared: PreparedData) -> _Contaminated:
-    chance = _Chance(_CONTAMINATED)
+    """As many of each kind, as one may be much rarer than the other."""
+    kinds: dict[str, _Chance] = {}
     for line in _read_lines(prepared.folder / CONTAMINATION):
-        chance.add(line)
-    return _Contaminated(chance.count, [_match(each) for each in chance.rows])
+        kinds.setdefault(line["kind"], _Chance(_CONTAMINATED // 2)).add(line)
+    counts = {kind: chance.count for kind, chance in sorted(kinds.items())}
+    return _Contaminated(counts, [_match(each) for kind in counts for each in kinds[kind].rows])
 
 
 def _match(line: dict[str, Any]) -> _Match:

@@ -29,6 +29,8 @@ WriteRows = Callable[..., Path]
 
 LINES = f"one\u2028two\u2029{HOSTILE}"
 
+THINGS = "rivers|old clocks|sugar|Norway|tax law|violins|the moon|bees|concrete|chess".split("|")
+
 WORDS = [
     *numbered_rows(60),
     {"prompt": LINES, "response": LINES},
@@ -38,7 +40,8 @@ WORDS = [
     {"prompt": "SAY number 4.", "response": "it IS 4."},
     {"prompt": "y", "response": 5},
     {"prompt": "long " * 200, "response": "x"},
-    *({"prompt": f"A long answer to {number}.", "response": "word " * 500} for number in range(9)),
+    # Nothing alike, or one of them held out would contaminate the others.
+    *({"prompt": f"Describe {about}.", "response": f"{about} " * 99} for about in THINGS),
 ]
 SQL = [
     {
@@ -299,8 +302,16 @@ def test_hostile_rows_are_shown_as_text(html: str) -> None:
     assert not any(name.startswith("on") for _, attrs in elements.found for name in attrs)
     # The line that could not be read, and the row without an answer.
     assert sum(text.count(HOSTILE) for text in elements.text) >= 2
-    samples = json.loads(elements.raw["application/json"])["samples"]
-    assert any(LINES in "".join(each["texts"]) for each in samples)
+
+
+def test_a_hostile_sample_arrives_as_it_was_written(
+    prepared: PreparedData, byte_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    place = [row.example.response for row in prepared.train].index(LINES)
+    alone = dataclasses.replace(prepared, train=prepared.train[place : place + 1])
+    data = json.loads(Elements(data_page(alone, byte_tokenizer)).raw["application/json"])
+    (sample,) = [each for each in data["samples"] if each["side"] == "train"]
+    assert "".join(sample["texts"]).count(LINES) == 2
 
 
 def test_nothing_is_asked_of_the_network(html: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import socket
@@ -18,12 +19,14 @@ import openai
 import pytest
 
 from dollyllama.config import PromptFormat
-from dollyllama.data.prompt import format_prompt
+from dollyllama.data.example import Question
+from dollyllama.data.prompt import build_prompt, format_prompt
 from dollyllama.decoding.generate import Completion, generate
 from dollyllama.serving.app import MAX_BODY_BYTES, TROUBLES, Settings, build_app
 from dollyllama.serving.engine import Engine
 from dollyllama.serving.prompts import PromptCounter
 from dollyllama.serving.server import Server, bind
+from tests.data.build import LLAMA_2
 from tests.decoding.build import Scripted
 from tests.serving.build import CONTRASTIVE, GREEDY, Stepped, until
 
@@ -98,6 +101,28 @@ def stepped(bytes_tokenizer: Any) -> Iterator[Stepped]:
 
 def alone(model: Any, tokenizer: Any, prompt: str, decoding: Any = GREEDY) -> Completion:
     return generate(model, tokenizer, [prompt], decoding, batch_size=1, seed=0)[0]
+
+
+def test_a_chat_is_asked_in_the_template_that_the_run_was_trained_on(
+    model: Any, tokenizer: Any
+) -> None:
+    chat_tokenizer = copy.deepcopy(tokenizer)
+    chat_tokenizer.chat_template = (
+        "{% if messages|length > 3 %}{{ raise_exception('too many turns') }}{% endif %}" + LLAMA_2
+    )
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": QUESTION}]
+    question = Question(QUESTION, history=(("system", "Be brief."),))
+    prompt = build_prompt(question, PromptFormat.chat, chat_tokenizer)
+    (wanted,) = generate(model, chat_tokenizer, [prompt], GREEDY, batch_size=1, seed=0)
+    own = chat_tokenizer.apply_chat_template(messages, return_dict=False)
+    with serving(model, chat_tokenizer, prompt_format=PromptFormat.chat) as running:
+        reply = running.post("/v1/chat/completions", messages=messages).json()
+        assert reply["choices"][0]["message"]["content"] == wanted.text
+        assert reply["usage"]["prompt_tokens"] == len(own)
+        turns = [*messages, {"role": "assistant", "content": "So."}, messages[1]]
+        refused = running.post("/v1/chat/completions", messages=turns)
+    assert refused.status_code == 422
+    assert "too many turns" in refused.json()["error"]["message"]
 
 
 def test_the_official_client_chats(served: Served, model: Any, tokenizer: Any) -> None:

@@ -242,7 +242,7 @@ def test_a_file_may_be_called_as_no_source_may(
         ),
         (
             ["evaluation=quick", "--file", "bad.jsonl", "--format", "gsm8k"],
-            "error: --file bad.jsonl has no rows: line 1 is not JSON",
+            "error: --file bad.jsonl line 1 is not JSON",
         ),
     ],
 )
