@@ -52,9 +52,9 @@ def classic(model: Any, ids_BT: Tensor, mask_BT: Tensor) -> Stream:
     rows = len(ids_BT)
     out = model(input_ids=ids_BT, past_key_values=cache, use_cache=True, output_hidden_states=True)
     context_BTD, logits_BV = out.hidden_states[-1], out.logits[:, -1].float()
-    k_B = torch.full((rows,), K)
-    alpha_B = torch.full((rows,), ALPHA, dtype=torch.float64)
-    every_B = torch.arange(rows)
+    k_B = torch.full((rows,), K, device=ids_BT.device)
+    alpha_B = torch.full_like(k_B, ALPHA, dtype=torch.float64)
+    every_B = torch.arange(rows, device=ids_BT.device)
     while True:
         probability_BK, candidate_BK = logits_BV.softmax(dim=-1).topk(K, dim=-1)
         cache.batch_repeat_interleave(K)
@@ -70,7 +70,7 @@ def classic(model: Any, ids_BT: Tensor, mask_BT: Tensor) -> Stream:
         penalty_BK = largest_similarity(
             normalize(hidden_BKD.reshape(rows * K, 1, -1), dim=-1),
             copied_BTD,
-            torch.ones(copied_BTD.shape[:2], dtype=torch.bool),
+            copied_BTD.new_ones(copied_BTD.shape[:2], dtype=torch.bool),
         ).view(rows, K)
         chosen_B = pick(probability_BK, penalty_BK, k_B, alpha_B)
         context_BTD = torch.cat([context_BTD, hidden_BKD[every_B, chosen_B][:, None]], dim=1)

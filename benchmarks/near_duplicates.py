@@ -383,7 +383,7 @@ def recall_table(planted: Sequence[Planted], joins: dict[str, Joined]) -> str:
 
 
 def show_pairs(real: Sequence[Origin], copies: Copies, count: int, seed: int) -> None:
-    """A sample of the pairs of real rows, those near the threshold first in line."""
+    """Print a sample of the pairs of real rows, the least similar first."""
     chosen = np.random.default_rng(seed).permutation(len(copies.pairs))[:count]
     for place in chosen[np.argsort(copies.similarity[chosen], kind="stable")]:
         print(f"\n{copies.similarity[place]:.2f}")

@@ -154,7 +154,7 @@ def read_rows(arguments: argparse.Namespace, tokenizer: Any) -> list[EncodedExam
         prepared = prepare(data, tokenizer, seed=arguments.seed, cache=Path(cache))
     if len(prepared.train) < arguments.rows:
         raise SystemExit(f"--rows {arguments.rows}: the sample has {len(prepared.train)}")
-    return prepared.train[: arguments.rows]
+    return list(prepared.train[: arguments.rows])
 
 
 def fresh_model(tokenizer: Any, arguments: argparse.Namespace) -> Any:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
-from dollyllama.config import Commercial
+from dollyllama.config import Commercial, PromptFormat
 from dollyllama.data.licences import commercial_use
 from dollyllama.data.prompt import END_MARKER, format_prompt
 from dollyllama.embedded import EMBEDDED
@@ -52,7 +52,11 @@ def model_card(
         ),
         "## Use",
         f"```python\n{_loading_code(config)}\n```",
-        f"The model writes its response, then `{END_MARKER}`.",
+        *(
+            []
+            if _speaks_template(config)
+            else [f"The model writes its response, then `{END_MARKER}`."]
+        ),
         *_evaluation(result),
         "## Training data",
         _data_table(data),
@@ -250,7 +254,7 @@ def _loading_code(config: dict[str, Any]) -> str:
         named = base_name(model["path"])
         note = "" if named == model["path"] else "  # a local folder when this was trained"
         base = f'base = "{named}"{note}'
-    before, after = format_prompt("\0").split("\0")
+    prompt, stop, shown = _prompt_code(config)
     lines = [
         *imports,
         "",
@@ -266,17 +270,40 @@ def _loading_code(config: dict[str, Any]) -> str:
         "model = PeftModel.from_pretrained(model, adapter).eval()",
         "",
         'instruction = "Name three uses of a teapot."',
-        f"prompt = {_literal(before)} + instruction + {_literal(after)}",
-        'inputs = tokenizer(prompt, return_tensors="pt").to(model.device)',
+        *prompt,
         "output = model.generate(",
         f"    **inputs, max_new_tokens={config['decoding']['max_new_tokens']}, do_sample=False,",
-        f'    stop_strings=["{END_MARKER}"], tokenizer=tokenizer,',
+        *stop,
         ")",
         'written = output[0, inputs["input_ids"].shape[1] :]',
         "response = tokenizer.decode(written, skip_special_tokens=True)",
-        f'print(response.partition("{END_MARKER}")[0].strip())',
+        shown,
     ]
     return "\n".join(lines)
+
+
+def _speaks_template(config: dict[str, Any]) -> bool:
+    """Whether prompts are in the tokenizer's own template, without our end marker."""
+    return bool(config["data"].get("prompt", PromptFormat.alpaca) == PromptFormat.chat)
+
+
+def _prompt_code(config: dict[str, Any]) -> tuple[list[str], list[str], str]:
+    """Lines that ask an instruction, arguments that stop the answer, and the line that shows it."""
+    if _speaks_template(config):
+        asked = [
+            "inputs = tokenizer.apply_chat_template(",
+            '    [{"role": "user", "content": instruction}], add_generation_prompt=True,',
+            '    return_tensors="pt", return_dict=True,',
+            ").to(model.device)",
+        ]
+        return asked, [], "print(response.strip())"
+    before, after = format_prompt("\0").split("\0")
+    asked = [
+        f"prompt = {_literal(before)} + instruction + {_literal(after)}",
+        'inputs = tokenizer(prompt, return_tensors="pt").to(model.device)',
+    ]
+    stop = [f'    stop_strings=["{END_MARKER}"], tokenizer=tokenizer,']
+    return asked, stop, f'print(response.partition("{END_MARKER}")[0].strip())'
 
 
 def _literal(text: str) -> str:

@@ -441,15 +441,15 @@ class Data:
         )
         _require(0 < self.held_out < 1, f"data.held_out must be in (0, 1), not {self.held_out}")
         _require(self.max_length >= 8, f"data.max_length must be >= 8, not {self.max_length}")
+        roles = None if self.loss_roles is None else f"[{','.join(self.loss_roles)}]"
         _exactly_used(
             "data",
             f"data.loss_on={self.loss_on}",
-            {"loss_roles": self.loss_roles},
+            {"loss_roles": roles},
             {"loss_roles"} if self.loss_on is LossOn.roles else set(),
         )
-        roles = self.loss_roles
         _require(
-            roles is None or (bool(roles) and len(set(roles)) == len(roles)),
+            self.loss_roles is None or 0 < len(self.loss_roles) == len(set(self.loss_roles)),
             f"data.loss_roles must name one or more roles, each once, not {roles}",
         )
         _require(

@@ -106,7 +106,11 @@ EFFECTS = {
     "data.overlong": effect(
         "data.overlong=reject", shows_in=REJECTED, under=["data.max_length=235"]
     ),
-    "data.prompt": effect("data.prompt=alpaca_input", shows_in=TRAIN),
+    "data.prompt": effect(
+        "data.prompt=alpaca_input",
+        shows_in=TRAIN,
+        under=[f"{SQL}.format=alpaca", f"{SQL}.group_by=instruction"],
+    ),
     "data.loss_on": effect("data.loss_on=full_text", shows_in=TRAIN),
     "data.loss_roles": effect(
         "data.loss_roles=[user]",
@@ -215,6 +219,7 @@ def rows(count: int, first: int = 0) -> list[dict[str, str]]:
             "answer": f"SELECT {'a' * (number % 9)} FROM "
             f"{'table_' if number % 5 == 0 else 't'}{number}",
             "instruction": f"Say {number}",
+            "input": f"aloud {number}",
             "output": f"It is {number}.",
             "prompt": f"def f{number}():\n",
             "canonical_solution": f"    return {number}\n",

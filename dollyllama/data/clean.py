@@ -90,13 +90,18 @@ def clean(
     def reject(reason: str, detail: str) -> Rejected:
         return Rejected(example.source, example.row, reason, detail, {})
 
+    if not instruction:  # what is asked stands in the input alone
+        instruction, given = clean_text(given), ""
     if not instruction:
         return reject("empty_instruction", "nothing but white space")
     if not response:
         return reject("empty_response", "nothing but white space")
+    if not all(content for _, content in history):
+        return reject("empty_turn", "an earlier turn says nothing but white space")
     if not _is_unicode(example.question + response + example.context):
         return reject("broken_unicode", "half of a surrogate pair, which no encoding can write")
-    if strip_end_marker(response)[1]:
+    answers = [*(content for role, content in history if role == "assistant"), response]
+    if any(strip_end_marker(answer)[1] for answer in answers):
         return reject("end_marker_in_response", f"the response says {END_MARKER!r} itself")
     if group_by is GroupBy.context and not example.context:
         return reject("empty_context", "rows are grouped by context and this one has none")

@@ -39,7 +39,6 @@ from dollyllama.data.near import (
     hash_pairs,
     hash_words,
     pair_keys,
-    release,
     shingle,
     split_words,
 )
@@ -126,8 +125,8 @@ def _near_questions(
     order_BT = np.argsort(keys_BT, axis=1, kind="stable")
     sorted_BT = np.take_along_axis(keys_BT, order_BT, axis=1)
     matches = []
-    for start, stop in chunks(offsets):
-        some_V, some = _questions(values_V, offsets[start : stop + 1])
+    for start, all_V, all_offsets in chunks(values_V, offsets):
+        some_V, some = _questions(all_V, all_offsets)
         pairs = [np.empty(0, np.int64)]
         keys_BR = band_keys(some_V, some, weights, range(BANDS))
         for keys_R, sorted_T, order_T in zip(keys_BR, sorted_BT, order_BT, strict=True):
@@ -151,16 +150,13 @@ def _near_questions(
             found = f"similarity {similarity_P[each]:.2f}"
             row, test = start + int(row_P[each]), int(test_P[each])
             matches.append(Match(row, test, Kind.near_copy, found))
-    release(values_V)
     return matches
 
 
 def _questions(values_V: Shingles, offsets: Indices) -> tuple[Shingles, Indices]:
     """Return the shingles of rows without those of the answers."""
-    some_V = values_V[offsets[0] : offsets[-1]]
-    asked_V = some_V >> np.uint32(FIELD_SHIFT) < 2
-    counts = np.concatenate([[0], np.cumsum(asked_V)])
-    return some_V[asked_V], counts[offsets - offsets[0]]
+    asked_V = values_V >> np.uint32(FIELD_SHIFT) < 2
+    return values_V[asked_V], np.concatenate([[0], np.cumsum(asked_V)])[offsets]
 
 
 # --- runs of words -------------------------------------------------------------------------------
@@ -232,7 +228,6 @@ def _may_share(pairs_GW: Shingles, values_V: Shingles, offsets: Indices) -> npt.
     may_R = np.zeros(len(offsets) - 1, np.bool_)
     for row, _ in _wanted(values_V, offsets, rarest):
         may_R[row] = True
-    release(values_V)
     return may_R
 
 
@@ -242,11 +237,10 @@ def _wanted(
     """Yield (rows, places in ``wanted``) of the shingles that are wanted, in whichever field."""
     listed = np.zeros(BUCKETS, np.bool_)
     listed[bucket(wanted)] = True
-    for start, stop in chunks(offsets):
-        some_V = values_V[offsets[start] : offsets[stop]]
+    for start, some_V, some in chunks(values_V, offsets):
         likely = np.flatnonzero(listed[bucket(some_V)])
         at, place = _find(some_V[likely] & np.uint32((1 << FIELD_SHIFT) - 1), wanted)
-        yield np.searchsorted(offsets, offsets[start] + likely[at], side="right") - 1, place
+        yield start + np.searchsorted(some, likely[at], side="right") - 1, place
 
 
 def _find(values: npt.NDArray[Number], known: npt.NDArray[Number]) -> tuple[Indices, Indices]:

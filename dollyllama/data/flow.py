@@ -32,6 +32,7 @@ _REASONS = {
         "empty_instruction",
         "empty_response",
         "empty_context",
+        "empty_turn",
         "broken_unicode",
         "end_marker_in_response",
     },

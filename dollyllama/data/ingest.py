@@ -46,6 +46,9 @@ from dollyllama.files import locked
 #: Rows of a part: few enough that several processes finish a source at about the same time.
 PART_ROWS = 2048
 
+#: How much of a row that is too large is kept, in characters.
+_SHOWN = 10_000
+
 #: Called with the number of rows that are done.
 Done = Callable[[int], None]
 
@@ -108,7 +111,8 @@ def clean_rows(
     rejected: list[Rejected] = []
     for number, row in enumerate(rows, start=first):
         if isinstance(row, Damaged):
-            rejected.append(Rejected(name, number, row.reason, row.problem, {}))
+            detail = f"line {row.number} {row.problem}"
+            rejected.append(Rejected(name, number, row.reason, detail, {}))
             continue
         outcome = read_example(row, name=name, number=number, source=source)
         if isinstance(outcome, Rejected):
@@ -208,7 +212,7 @@ def _kept_batch(
             [{"role": role, "content": text} for role, text in example.history]
             for example in examples
         ],
-        "raw": [json.dumps(raw[example.row], ensure_ascii=False) for example in examples],
+        "raw": [json.dumps(raw[example.row]) for example in examples],
         "id": [int(example.id, 16) for example in examples],
         "key": [exact_key(example) for example in examples],
         "side": [side_hash(example.group) for example in examples],
@@ -234,10 +238,15 @@ def _refused_batch(rejected: list[Rejected], raw: dict[int, Any]) -> pa.RecordBa
         "row": [each.row for each in rejected],
         "reason": [each.reason for each in rejected],
         "detail": [each.detail for each in rejected],
-        "raw": [json.dumps(raw[each.row], ensure_ascii=False) for each in rejected],
+        "raw": [json.dumps(_shortened(raw[each.row], each.reason)) for each in rejected],
     }
     arrays = [pa.array(columns[field.name], field.type) for field in REFUSED]
     return pa.record_batch(arrays, schema=REFUSED)
+
+
+def _shortened(raw: Row | str, reason: str) -> Row | str:
+    """A row as it is kept to show what was rejected: of one too large its beginning."""
+    return json.dumps(raw)[:_SHOWN] if reason == "row_too_large" else raw
 
 
 # --- all parts ----------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ and their weighted Jaccard similarity, computed exactly, decides (Broder 1997, "
 and containment of documents"; Leskovec, Rajaraman and Ullman, "Mining of Massive Datasets", ch. 3).
 
 Legend: V shingles of a set of rows laid end to end, R rows, P pairs, F fields (question, input,
-answer).
+answer), K kinds of shingle (words that are no numbers second), S sources, B buckets or bands.
 """
 
 from __future__ import annotations
@@ -36,14 +36,18 @@ Number = TypeVar("Number", bound=np.generic)
 Floats = npt.NDArray[np.float32]
 
 #: Two rows are copies from this weighted Jaccard similarity on: a copy with 15 % of its words
-#: changed here and there keeps 0.55 to 0.65 of its words and word pairs.
-SIMILAR = 0.55
+#: changed here and there keeps 0.53 to 0.65 of its words and word pairs.
+SIMILAR = 0.53
 #: And question, input and answer by themselves from these on: the same query or the same passage
 #: under another question is another row.
 SIMILAR_FIELDS = (0.5, 0.5, 0.4)
 #: Less is enough of the question where the answer is the same, and of the answer where the question
 #: is: a short question in a long frame keeps little, and so does a query with its columns renamed.
 SIMILAR_BESIDE = (0.4, 0.4, 0.25)
+
+#: Rows whose shingles weigh less together are copies only where the question or the answer keeps
+#: its words, numbers and order aside: what is the highest and what is the lowest are two questions.
+_SHORT = 50
 
 #: A shingle in one row of so many weighs as much as the rarest: beyond, rarity is chance.
 _RARE = 1000
@@ -54,22 +58,23 @@ _PRIOR_ROWS = 100
 #: Shingles share counters: a table of 4 MiB a source, in which a rare one seldom meets a frequent.
 BUCKETS = 1 << 20
 
-#: A pair of similarity s shares a band in 1 - (1 - s^3)^24: 98.7 % at 0.55, 18 % at 0.2.
+#: A pair of similarity s shares a band in 1 - (1 - s^3)^24: 97.9 % at 0.53, 18 % at 0.2.
 BANDS, _HASHES_A_BAND = 24, 3
 #: Bands whose keys are in memory together: 4 bytes a row each.
 _BANDS_AT_ONCE = 8
 #: A row is compared with so many of those after it that share a band with it. Copies in a crowd
 #: still chain up, and a crowd costs no more than its size.
 _NEIGHBOURS = 8
-#: Shingles worked on at a time: their arrays stay in the cache.
-_AT_ONCE = 1 << 18
+#: Shingles worked on at a time: their arrays stay in the cache. Pairs: each may touch two pages of
+#: a mapped file, and the kernel maps sixteen around a page.
+_AT_ONCE, _PAIRS_AT_ONCE = 1 << 18, 1 << 8
 _FACTORS_BH = (
     np.random.default_rng(0x5EED).integers(1 << 31, size=(BANDS, _HASHES_A_BAND)) * 2 + 1
 ).astype(np.uint32)
 
-#: Of a row's content, and where a shingle's field stands.
-FIELDS, FIELD_SHIFT = 3, 30
-_DROPPED = np.uint32(32 - FIELD_SHIFT)
+#: Of a row's content, and where a shingle's field stands, and that it is a word and no number.
+FIELDS, FIELD_SHIFT, _PLAIN_SHIFT = 3, 30, 29
+_DROPPED = np.uint32(32 - _PLAIN_SHIFT)
 #: Letters and digits in a row; a sign of a script without spaces stands by itself.
 _WORD = re.compile(r"[^\W_\u3040-\u30ff\u3400-\u9fff]+|[\u3040-\u30ff\u3400-\u9fff]")
 
@@ -78,7 +83,7 @@ _WORD = re.compile(r"[^\W_\u3040-\u30ff\u3400-\u9fff]+|[\u3040-\u30ff\u3400-\u9f
 class Copies:
     """Pairs of rows that are near copies.
 
-    pairs: row numbers, (pairs, 2) int64, the smaller first, sorted. similarity: float32, 0.55 to 1.
+    pairs: row numbers, (pairs, 2) int64, the smaller first, sorted. similarity: float32, 0.53 to 1.
     """
 
     pairs: Indices
@@ -112,18 +117,19 @@ def split_words(text: str) -> list[str]:
 
 
 class _Hashes(dict[str, int]):
-    """CRC-32 by word, computed once; the same in every process, which ``hash`` is not."""
+    """CRC-32 by word, odd for a number, computed once; ``hash`` differs between processes."""
 
     def __missing__(self, word: str) -> int:
-        self[word] = value = zlib.crc32(word.encode("utf-8", "surrogatepass"))
+        value = zlib.crc32(word.encode("utf-8", "surrogatepass"))
+        self[word] = value = value & ~1 | word.isdecimal()
         return value
 
 
 def hash_words(texts: Iterable[str]) -> tuple[Shingles, Indices]:
     """Hash the words of texts, case and punctuation aside.
 
-    Returns (words_V, text_V): the hashes, uint32, texts laid end to end, and the number of the text
-    that each is of.
+    Returns (words_V, text_V): the hashes, uint32, odd for numbers, texts laid end to end, and the
+    number of the text that each is of.
     """
     hash_of = _Hashes().__getitem__
     hashes: list[int] = []
@@ -142,12 +148,15 @@ def shingle(contents: Sequence[Content]) -> tuple[Shingles, Indices]:
 
     contents: as of ``content``. Returns (values_V, offsets): row i has
     ``values_V[offsets[i]:offsets[i + 1]]``, uint32, sorted and distinct; offsets (rows + 1,) int64.
-    The top two bits name the field, so a word of the question is not a word of the answer.
+    The top two bits name the field, so a word of the question is not a word of the answer; the next
+    is set for a word that is no number.
     Meant for a few thousand rows at a time.
     """
     words_V, text_V = hash_words(text for fields in contents for text in fields)
     paired = text_V[1:] == text_V[:-1]
-    hashes_V = np.concatenate([_scramble(words_V) >> _DROPPED, hash_pairs(words_V)[paired]])
+    plain_V = (~words_V & np.uint32(1)) << np.uint32(_PLAIN_SHIFT)
+    hashes_V = _scramble(words_V) >> _DROPPED | plain_V
+    hashes_V = np.concatenate([hashes_V, hash_pairs(words_V)[paired]])
     row_V, field_V = np.divmod(np.concatenate([text_V, text_V[:-1][paired]]), FIELDS)
     # The row above bit 32, the field in the two bits below: one sort orders all.
     keys_V = distinct((row_V << 32 | field_V << FIELD_SHIFT).astype(np.uint64) | hashes_V)
@@ -186,19 +195,21 @@ def find_copies(values_V: Shingles, offsets: Indices, source_R: npt.NDArray[Any]
     """
     weights = shingle_weights(values_V, offsets, source_R)
     rows = len(offsets) - 1
-    pairs, similarities = [np.empty((0, 2), np.int64)], [np.empty(0, np.float32)]
+    found, similarities = [np.empty(0, np.int64)], [np.empty(0, np.float32)]
     for proposed in _propose(values_V, offsets, weights):
-        pairs_P2 = np.stack(np.divmod(proposed, rows), axis=1)
-        for start in range(0, len(pairs_P2), _AT_ONCE // 64):
-            some_P2 = pairs_P2[start : start + _AT_ONCE // 64]
-            first_V, second_V = (pair_keys(row_P, values_V, offsets) for row_P in some_P2.T)
-            similarity_P, near_P = compare(first_V, second_V, len(some_P2), weights)
-            pairs.append(some_P2[near_P])
+        for start in range(0, len(proposed), _PAIRS_AT_ONCE):
+            some = proposed[start : start + _PAIRS_AT_ONCE]
+            first_V, second_V = (
+                pair_keys(row_P, values_V, offsets) for row_P in np.divmod(some, rows)
+            )
+            similarity_P, near_P = compare(first_V, second_V, len(some), weights)
+            found.append(some[near_P])
             similarities.append(similarity_P[near_P])
-        release(values_V)
+            _release(values_V)
     # Several bands propose the same pair.
-    found_P2, first = np.unique(np.concatenate(pairs), axis=0, return_index=True)
-    return Copies(found_P2, np.concatenate(similarities)[first])
+    pairs, first = np.unique(np.concatenate(found), return_index=True)
+    pairs_P2 = np.stack(np.divmod(pairs, max(rows, 1)), axis=1)
+    return Copies(pairs_P2, np.concatenate(similarities)[first])
 
 
 def shingle_weights(values_V: Shingles, offsets: Indices, source_R: npt.NDArray[Any]) -> Floats:
@@ -210,13 +221,13 @@ def shingle_weights(values_V: Shingles, offsets: Indices, source_R: npt.NDArray[
     """
     rows_S = np.bincount(source_R)
     counts_SB = np.zeros((len(rows_S), BUCKETS), np.uint32)
-    for start, stop in chunks(offsets):
-        buckets_V = bucket(values_V[offsets[start] : offsets[stop]])
-        source_V = np.repeat(source_R[start:stop], np.diff(offsets[start : stop + 1]))
-        for source in np.unique(source_R[start:stop]):
-            some = buckets_V[source_V == source]
-            np.add.at(counts_SB[source], some, np.uint32(1))
-    release(values_V)
+    for start, some_V, some in chunks(values_V, offsets):
+        buckets_V = bucket(some_V)
+        some_R = source_R[start : start + len(some) - 1]
+        source_V = np.repeat(some_R, np.diff(some))
+        for source in np.unique(some_R):
+            own_V = buckets_V[source_V == source]
+            np.add.at(counts_SB[source], own_V, np.uint32(1))
     overall_B = counts_SB.sum(0, dtype=np.float64) / max(len(source_R), 1)
     share_B = overall_B.copy()
     for rows, counts_B in zip(rows_S, counts_SB, strict=True):
@@ -233,11 +244,9 @@ def _propose(values_V: Shingles, offsets: Indices, weights: Floats) -> Iterator[
     for start in range(0, BANDS, _BANDS_AT_ONCE):
         bands = range(start, min(start + _BANDS_AT_ONCE, BANDS))
         keys_BR = np.empty((len(bands), rows), np.uint32)
-        for first, last in chunks(offsets):
-            some_V = values_V[offsets[first] : offsets[last]]
-            some = offsets[first : last + 1] - offsets[first]
-            keys_BR[:, first:last] = band_keys(some_V, some, weights, bands)
-        release(values_V)
+        for first, some_V, some in chunks(values_V, offsets):
+            own = slice(first, first + len(some) - 1)
+            keys_BR[:, own] = band_keys(some_V, some, weights, bands)
         proposed = [np.empty(0, np.int64)]
         for keys_R in keys_BR:
             row_R = worded[np.argsort(keys_R[worded], kind="stable")]
@@ -284,15 +293,16 @@ def compare(
     compared as if both had one more shingle in common, so that short ones differ less.
     """
     both_V = np.sort(np.concatenate([first_V, second_V]))
-    common_PF = _weigh(both_V[1:][both_V[1:] == both_V[:-1]], pairs, weights)
-    union_PF = _weigh(first_V, pairs, weights) + _weigh(second_V, pairs, weights) - common_PF
+    common_PFK = _weigh(both_V[1:][both_V[1:] == both_V[:-1]], pairs, weights)
+    union_PFK = _weigh(first_V, pairs, weights) + _weigh(second_V, pairs, weights) - common_PFK
+    common_PF, union_PF = common_PFK.sum(2), union_PFK.sum(2)
     similarity_P = common_PF.sum(1) / union_PF.sum(1)
-    fields_PF = (common_PF + 1) / (union_PF + 1)
-    changed_PF = union_PF - common_PF
-    same_question_P, same_answer_P = changed_PF[:, :2].sum(1) < 1, changed_PF[:, 2] < 1
+    same_question_P, same_answer_P = _same_sides(union_PF - common_PF, 1)
     beside_PF = np.stack([same_answer_P, same_answer_P, same_question_P], axis=1)
     enough_PF = np.where(beside_PF, SIMILAR_BESIDE, SIMILAR_FIELDS)
-    near_P = (similarity_P >= SIMILAR) & (fields_PF >= enough_PF).all(1)
+    near_P = (similarity_P >= SIMILAR) & ((common_PF + 1) / (union_PF + 1) >= enough_PF).all(1)
+    same_words_2P = _same_sides((union_PFK - common_PFK)[:, :, 1], 0.5)
+    near_P &= np.any(same_words_2P, axis=0) | (union_PF.sum(1) >= _SHORT)
     return similarity_P.astype(np.float32), near_P
 
 
@@ -305,12 +315,19 @@ def pair_keys(row_P: Indices, values_V: Shingles, offsets: Indices) -> Keys:
     return np.asarray(pair_V << np.uint64(32) | values_V[place_V])
 
 
+def _same_sides(
+    changed_PF: npt.NDArray[np.float64], most: float
+) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """Return whether question and input, and whether answers, differ by less than this weight."""
+    return changed_PF[:, :2].sum(1) < most, changed_PF[:, 2] < most
+
+
 def _weigh(keys_V: Keys, pairs: int, weights: Floats) -> npt.NDArray[np.float64]:
-    """Sum the weights by pair and field, (pairs, fields)."""
-    slot_V = (keys_V >> np.uint64(FIELD_SHIFT)).astype(np.int64)
+    """Sum the weights by pair, field and kind: (pairs, fields, 2), the second kind plain words."""
+    slot_V = (keys_V >> np.uint64(_PLAIN_SHIFT)).astype(np.int64)
     weights_V = weights[bucket(keys_V.astype(np.uint32))]
-    slots = np.bincount(slot_V, weights_V, pairs << (32 - FIELD_SHIFT)).astype(np.float64)
-    return slots.reshape(pairs, 1 << (32 - FIELD_SHIFT))[:, :FIELDS]
+    slots = np.bincount(slot_V, weights_V, pairs << (32 - _PLAIN_SHIFT)).astype(np.float64)
+    return slots.reshape(pairs, 1 << (32 - FIELD_SHIFT), 2)[:, :FIELDS]
 
 
 def bucket(values_V: Shingles) -> Shingles:
@@ -318,17 +335,21 @@ def bucket(values_V: Shingles) -> Shingles:
     return values_V & np.uint32(BUCKETS - 1)
 
 
-def chunks(offsets: Indices) -> Iterator[tuple[int, int]]:
-    """Yield (start, stop) of consecutive rows of about as many shingles, at least a row each."""
+def chunks(values_V: Shingles, offsets: Indices) -> Iterator[tuple[int, Shingles, Indices]]:
+    """Yield consecutive rows, about as many shingles at a time: the first row's number, the
+    shingles, and their offsets from 0. At least a row at a time.
+    """
     start, rows = 0, len(offsets) - 1
     while start < rows:
         stop = int(np.searchsorted(offsets, offsets[start] + _AT_ONCE, side="right")) - 1
         stop = min(max(stop, start + 1), rows)
-        yield start, stop
+        some = offsets[start : stop + 1]
+        yield start, values_V[some[0] : some[-1]], some - some[0]
+        _release(values_V)
         start = stop
 
 
-def release(values_V: Shingles) -> None:
+def _release(values_V: Shingles) -> None:
     """Give the pages of a mapped file back, so that what was read does not stay resident."""
     if sys.platform != "win32" and isinstance(values_V.base, mmap.mmap):
         values_V.base.madvise(mmap.MADV_DONTNEED)

@@ -39,6 +39,7 @@ from dollyllama.data.ingest import (
 from dollyllama.data.manifest import Found, Late, Mix, describe_sources, total_of
 from dollyllama.data.mix import Pool, build_mix
 from dollyllama.data.near import Content, Copies, content, find_copies, kept_of, shingle_weights
+from dollyllama.data.prompt import check_prompt_format
 from dollyllama.data.split import is_held_out
 from dollyllama.data.store import Corpus, Rows, Store
 from dollyllama.files import digest, locked, write_json
@@ -95,9 +96,10 @@ def prepare(
 
     cache: a folder for prepared data; None is ``$DOLLYLLAMA_CACHE/data``, or
     ``.cache/dollyllama/data`` below the working folder.
-    ValueError when a source cannot be read, EmptySide when a side of the split is empty.
+    ValueError when a source cannot be read or the tokenizer lacks a template, EmptySide when a side of the split is empty.
     """
     report = progress or (lambda stage, done, total: None)
+    check_prompt_format(data.prompt, tokenizer)
     wanted = _wanted(data, tokenizer, seed=seed, cache=cache, report=report)
     jobs, stores, folder = wanted.jobs, wanted.stores, wanted.folder
     with _called_benchmarks():
@@ -416,7 +418,7 @@ def _contamination(found: Found, mix: Mix) -> dict[str, Any]:
 
 def _shown(place: int, mix: Mix) -> dict[str, Any]:
     example = mix.corpus.example(place)
-    texts = {"instruction": example.instruction, "response": example.response}
+    texts = {"instruction": example.question, "response": example.response}
     return {"source": example.source, "row": example.row, "id": example.id, **texts}
 
 

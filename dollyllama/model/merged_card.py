@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from dollyllama.card import base_name, config_rows, markdown_table
+from dollyllama.config import PromptFormat
 from dollyllama.data.prompt import END_MARKER
 
 
@@ -22,6 +23,9 @@ def merged_card(config: dict[str, Any], *, merge: dict[str, Any]) -> str:
         )
         for name, pair in merge["scores"].items()
     ]
+    ends = f"it writes its response, then `{END_MARKER}` and end-of-sequence"
+    if config["data"]["prompt"] == PromptFormat.chat:
+        ends = "its prompts are in the tokenizer's own template"
     parts = [
         (
             f"---\nbase_model: {base}\nlibrary_name: transformers\npipeline_tag: text-generation\n"
@@ -30,8 +34,7 @@ def merged_card(config: dict[str, Any], *, merge: dict[str, Any]) -> str:
         f"# {base.rpartition('/')[2]}-dollyllama-merged",
         (
             f"`{base}` with a DollyLlama adapter merged into its {merge['base']} weights, "
-            f"{merge['dtype']}. It loads with `AutoModelForCausalLM`; it writes its response, then "
-            f"`{END_MARKER}` and end-of-sequence."
+            f"{merge['dtype']}. It loads with `AutoModelForCausalLM`; {ends}."
         ),
         "## Agreement with the adapter on its base",
         markdown_table(("measure", "value"), agreement),

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
@@ -41,6 +42,11 @@ def attend(
     functions. Returns out_BTHD and no weights.
     """
     assert attention_mask is None
+    if query.is_cuda and torch.is_autocast_enabled("cuda"):
+        # Rotary positions in float32 leave queries and keys so; autocast would cast them anyway,
+        # but not for ``varlen_attn``, which takes 16 bits alone.
+        dtype = torch.get_autocast_dtype("cuda")
+        query, key, value = (each.to(dtype) for each in (query, key, value))
     if row_lengths is not None and query.is_cuda and query.dtype.itemsize == 2:
         assert row_starts is not None
         assert dropout == 0.0
@@ -60,7 +66,11 @@ def attend(
         assert isinstance(out_THD, Tensor)
         return out_THD[None], None
     if query.is_cuda:
-        return _row_by_row(query, key, value, row_lengths, scaling, dropout), None
+        # Not cuDNN's, which is compiled anew for every length that comes.
+        with sdpa_kernel(
+            [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+        ):
+            return _row_by_row(query, key, value, row_lengths, scaling, dropout), None
     # On a CPU the backward pass in half precision takes more than twice the time of float32's.
     with torch.autocast("cpu", enabled=False):
         out_BTHD = _row_by_row(

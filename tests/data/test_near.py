@@ -158,7 +158,7 @@ def test_pairs_and_similarities_are_those_of_a_comparison_of_all_with_all(
     expected = {}
     for pair in itertools.combinations(range(len(rows)), 2):
         similarity, fields = compared(*(rows[row] for row in pair))
-        if similarity >= 0.55 and fields[0] >= 0.5 and fields[2] >= 0.4:
+        if similarity >= 0.53 and fields[0] >= 0.5 and fields[2] >= 0.4:
             expected[pair] = similarity
     assert 15 < len(expected) < 40
     pairs = [(int(first), int(second)) for first, second in copies.pairs]
@@ -208,6 +208,24 @@ def test_of_one_question_half_the_answer_may_be_another() -> None:
     rows.append((edit(question, 9), given, answer))
     assert found(rows[:51]) == [(5, 50)]
     assert (5, 51) not in found(rows)
+
+
+@pytest.mark.parametrize(
+    ("asked", "answered", "copies"),
+    [
+        ("what is the lowest fee of the campus in 1996", "select min fee from campus", False),
+        ("what is the highest fee of the campus in 1999", "select max fee from campus 7", True),
+        ("what is the fee highest of the campus in 1996", "select max fee from campus", True),
+        ("what is the lowest fee of the campus in 1996", "select max fee from campus", True),
+    ],
+)
+def test_a_short_copy_keeps_the_words_of_question_or_answer(
+    asked: str, answered: str, copies: bool
+) -> None:
+    rows = make_rows(2000)
+    rows += [("what is the highest fee of the campus in 1996", "", "select max fee from campus")]
+    rows += [(asked, "", answered)]
+    assert found(rows) == ([(2000, 2001)] if copies else [])
 
 
 def test_a_crowd_of_copies_hangs_together_and_costs_no_square() -> None:
