@@ -188,7 +188,7 @@ def by_map(data: Data, tokenizer: Any, cache: Path) -> int:
         signatures = []
         for texts in batch["content"]:
             words = split_words("\n".join(texts))
-            minhash = MinHash(num_perm=128)
+            minhash = MinHash(num_perm=128, scheme="legacy")
             minhash.update_batch([" ".join(pair).encode() for pair in pairwise(words)])
             signatures.append(minhash.digest().tolist())
         return {"signature": signatures}
@@ -197,7 +197,7 @@ def by_map(data: Data, tokenizer: Any, cache: Path) -> int:
     index = MinHashLSH(threshold=0.6, num_perm=128)
     kept = []
     for number, signature in enumerate(sketched["signature"]):
-        minhash = MinHash(num_perm=128, hashvalues=signature)
+        minhash = MinHash(num_perm=128, hashvalues=signature, scheme="legacy")
         if not index.query(minhash):
             index.insert(number, minhash)
             kept.append(number)

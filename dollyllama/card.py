@@ -54,7 +54,7 @@ def model_card(
         f"```python\n{_loading_code(config)}\n```",
         *(
             []
-            if _speaks_template(config)
+            if speaks_template(config)
             else [f"The model writes its response, then `{END_MARKER}`."]
         ),
         *_evaluation(result),
@@ -282,14 +282,14 @@ def _loading_code(config: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _speaks_template(config: dict[str, Any]) -> bool:
+def speaks_template(config: dict[str, Any]) -> bool:
     """Whether prompts are in the tokenizer's own template, without our end marker."""
-    return bool(config["data"].get("prompt", PromptFormat.alpaca) == PromptFormat.chat)
+    return bool(config.get("data", {}).get("prompt", PromptFormat.alpaca) == PromptFormat.chat)
 
 
 def _prompt_code(config: dict[str, Any]) -> tuple[list[str], list[str], str]:
     """Lines that ask an instruction, arguments that stop the answer, and the line that shows it."""
-    if _speaks_template(config):
+    if speaks_template(config):
         asked = [
             "inputs = tokenizer.apply_chat_template(",
             '    [{"role": "user", "content": instruction}], add_generation_prompt=True,',

@@ -398,7 +398,8 @@ def _check_columns(key: str, source: Source) -> None:
 class Data:
     """A mix: its sources and how they become rows.
 
-    benchmarks: what nothing of the training side may give away; read for their questions alone.
+    decontaminate: whether training rows leave that give a held-out question away, or one of the
+    benchmarks', which are read for their questions alone.
     """
 
     sources: dict[str, Source]
@@ -407,6 +408,7 @@ class Data:
     licences: Licences
     quality: list[Quality]
     deduplicate: Deduplicate
+    decontaminate: bool
     held_out: float
     temperature: float
     max_rows: int | None
@@ -455,6 +457,11 @@ class Data:
         _require(
             self.max_rows is None or self.max_rows >= 1,
             f"data.max_rows must be at least 1 or null, not {self.max_rows}",
+        )
+        _require(
+            self.decontaminate or not self.benchmarks,
+            f"data.benchmarks names {', '.join(sorted(self.benchmarks))}, which nothing looks for: "
+            f"set data.decontaminate=true or benchmarks=none",
         )
         _in_range("data.max_tokens", self.max_tokens, 1, math.inf, open_low=False)
         _in_range("data.temperature", self.temperature, 1, math.inf, open_low=False)

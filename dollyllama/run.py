@@ -349,8 +349,6 @@ def _base_folder(path: str) -> str:
     return str(embedded.MODEL) if path == EMBEDDED else path
 
 
-
-
 def _evaluate(
     run_config: config.Run,
     model: Any,

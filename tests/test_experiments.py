@@ -60,7 +60,7 @@ def test_every_option_composes_to_a_valid_config(group: str, option: str) -> Non
 def test_every_group_of_the_plan_has_a_second_option() -> None:
     wanted = {
         *("model", "quantization", "precision", "lora", "target_modules", "optimizer", "schedule"),
-        *("source", "data", "trainer", "decoding", "evaluation", "tracking"),
+        *("source", "data", "benchmarks", "trainer", "decoding", "evaluation", "tracking"),
         *("experiment", "ablation", "debug", "sweep"),
     }
     assert set(groups()) == wanted

@@ -95,16 +95,32 @@ EFFECTS = {
     f"{SQL}.commercial": effect(f"{SQL}.commercial=forbidden", shows_in=MANIFEST),
     f"{SQL}.weight": effect(f"{SQL}.weight=0.5", shows_in=TRAIN),
     f"{SQL}.max_rows": effect(f"{SQL}.max_rows=3", shows_in=TRAIN),
+    f"{SQL}.max_tokens": effect(f"{SQL}.max_tokens=300", shows_in=TRAIN),
     "data.root": effect("data.root=others", shows_in=TRAIN),
     "data.licences": effect(
         "data.licences=commercial", shows_in=REFUSED, under=[f"{SQL}.commercial=unclear"]
     ),
+    "data.quality": effect(
+        "data.quality=[no_answer]",
+        shows_in=REJECTED,
+        under=[f"{SQL}.format=alpaca", f"{SQL}.group_by=instruction", f"{SQL}.grader=text"],
+    ),
     "data.deduplicate": effect("data.deduplicate=none", shows_in=REJECTED),
+    "data.decontaminate": effect("data.decontaminate=true", shows_in=REJECTED),
+    "data.temperature": effect(
+        "data.temperature=5",
+        shows_in=TRAIN,
+        under=[
+            "+source@data.sources.other=sql_create_context",
+            *("data.sources.other.path=others/rows.jsonl", "data.sources.other.weight=0.3"),
+        ],
+    ),
+    "data.max_tokens": effect("data.max_tokens=600", shows_in=TRAIN),
     "data.held_out": effect("data.held_out=0.6", shows_in=HELD_OUT),
     "data.max_rows": effect("data.max_rows=3", shows_in=TRAIN),
-    "data.max_length": effect("data.max_length=235", shows_in=TRAIN),
+    "data.max_length": effect("data.max_length=246", shows_in=TRAIN),
     "data.overlong": effect(
-        "data.overlong=reject", shows_in=REJECTED, under=["data.max_length=235"]
+        "data.overlong=reject", shows_in=REJECTED, under=["data.max_length=246"]
     ),
     "data.prompt": effect(
         "data.prompt=alpaca_input",
@@ -191,6 +207,8 @@ OF_RUN = [key for key in EFFECTS if key not in OF_DATA and key not in OF_REFUSAL
 BASE = (
     *("model=local", "model.path=model", "data=sql", "data.root=rows", "data.max_length=256"),
     *("data.held_out=0.3", "target_modules=attention", "device=cpu"),
+    # The rows below are alike and careless by intention.
+    *("data.quality=[]", "data.deduplicate=exact", "data.decontaminate=false"),
     *("trainer=smoke", "trainer.max_steps=3", "trainer.batch_size=2"),
     *("evaluation=quick", "evaluation.loss_examples=2", "evaluation.generate_examples=2"),
     *("evaluation.batch_size=2", "decoding.max_new_tokens=6", "tracking=files"),
@@ -204,7 +222,9 @@ def test_every_leaf_of_the_config_is_in_the_table() -> None:
     # Where a run goes on is launch.py's to decide: tests/test_launch.py. What is a sweep's shows in
     # no run, but in plan, cells and report: tests/study.
     of_sweeps = {key for key in leaves if key.startswith("sweep.")}
-    assert named | {"resume"} | of_sweeps == leaves
+    # Sources that are read by the same code: tests/data/test_prepare.py.
+    of_benchmarks = {key for key in leaves if key.startswith("data.benchmarks.")}
+    assert named | {"resume"} | of_sweeps | of_benchmarks == leaves
 
 
 # --- a place to work in -------------------------------------------------------------------------
@@ -214,7 +234,7 @@ def rows(count: int, first: int = 0) -> list[dict[str, str]]:
     """Rows that read in three formats; two questions share a schema, some lines come twice."""
     made = [
         {
-            "question": f"Get {number}",
+            "question": f"Get {' '.join('abcdefgh'[number // 3 % 8] * n for n in (3, 4, 5))} {number}",
             "context": f"CREATE TABLE t{number // 2} (a INT)",
             "answer": f"SELECT {'a' * (number % 9)} FROM "
             f"{'table_' if number % 5 == 0 else 't'}{number}",
@@ -228,7 +248,7 @@ def rows(count: int, first: int = 0) -> list[dict[str, str]]:
         }
         for number in range(first, first + count)
     ]
-    return made + made[1:3]
+    return [*made, *made[1:3], {**made[1], "instruction": "Say nothing", "output": "..."}]
 
 
 @pytest.fixture(scope="module")
@@ -290,7 +310,7 @@ def test_a_key_of_the_data_shows_in_the_data(key: str) -> None:
         return {
             TRAIN: [(list(each.ids), each.spans) for each in data.train],
             HELD_OUT: sorted(each.example.row for each in data.held_out),
-            REJECTED: [(each.row, each.reason) for each in data.rejected],
+            REJECTED: [(each.row, each.reason) for each in data.rejected()],
             # Not what only repeats the config.
             MANIFEST: {name: about["licence"] for name, about in data.manifest["sources"].items()},
         }

@@ -60,7 +60,9 @@ def test_a_finished_run_leaves_the_whole_record(finished: tuple[Path, Result]) -
     folder, result = finished
     assert {path.name for path in folder.iterdir()} == {
         "adapter",
+        "clusters.jsonl",
         "config.yaml",
+        "contamination.jsonl",
         "data.json",
         "losses.jsonl",
         "metrics.jsonl",

@@ -96,7 +96,8 @@ def prepare(
 
     cache: a folder for prepared data; None is ``$DOLLYLLAMA_CACHE/data``, or
     ``.cache/dollyllama/data`` below the working folder.
-    ValueError when a source cannot be read or the tokenizer lacks a template, EmptySide when a side of the split is empty.
+    ValueError when a source cannot be read or the tokenizer lacks a template, EmptySide when a
+    side of the split is empty.
     """
     report = progress or (lambda stage, done, total: None)
     check_prompt_format(data.prompt, tokenizer)
@@ -246,26 +247,14 @@ def _combine(
     stays = kept == everything
     held_out = is_held_out(corpus.column("side"), copies.pairs, data.held_out)
 
-    report("looking for contamination", 0, 1)
     training = np.flatnonzero(stays & ~held_out)
     evaluated = np.flatnonzero(stays & held_out)
-    tests = tests + [
-        (f"held-out {example.source} row {example.row}", question)
-        for example in map(corpus.example, evaluated.tolist())
-        for question in questions_of(example)
-    ]
-    found = [
-        Found(match.row, *_in_words(tests[match.test]), match.kind, match.found)
-        for match in find_contamination(
-            [question for _, question in tests],
-            training,
-            lambda rows: [content(corpus.example(row)) for row in rows.tolist()],
-            values,
-            offsets,
-            shingle_weights(values, offsets, sources),
-        )
-    ]
-    training = np.setdiff1d(training, [each.place for each in found], assume_unique=True)
+    found: list[Found] = []
+    if data.decontaminate:
+        report("looking for contamination", 0, 1)
+        weights = shingle_weights(values, offsets, sources)
+        found = _contaminated(corpus, training, evaluated, tests, values, offsets, weights)
+        training = np.setdiff1d(training, [each.place for each in found], assume_unique=True)
 
     report("mixing", 0, 1)
     tokens, supervised, ids = (corpus.column(name) for name in ("tokens", "supervised", "id"))
@@ -304,6 +293,35 @@ def _combine(
     return Mix(
         corpus, np.flatnonzero(stays), training[order], evaluated, clusters, late, found, shares
     )
+
+
+def _contaminated(
+    corpus: Corpus,
+    training: Places,
+    evaluated: Places,
+    tests: list[tuple[str, Content]],
+    values: npt.NDArray[np.uint32],
+    offsets: Places,
+    weights: npt.NDArray[np.float32],
+) -> list[Found]:
+    """The training rows that give a question away. tests: the benchmarks', by name."""
+    tests = tests + [
+        (f"held-out {example.source} row {example.row}", question)
+        for example in map(corpus.example, evaluated.tolist())
+        for question in questions_of(example)
+    ]
+    matches = find_contamination(
+        [question for _, question in tests],
+        training,
+        lambda rows: [content(corpus.example(row)) for row in rows.tolist()],
+        values,
+        offsets,
+        weights,
+    )
+    return [
+        Found(match.row, *_in_words(tests[match.test]), match.kind, match.found)
+        for match in matches
+    ]
 
 
 def _in_words(test: tuple[str, Content]) -> tuple[str, str]:

@@ -7,6 +7,7 @@ YAML hold out the same questions.
 from __future__ import annotations
 
 import hashlib
+
 import numpy as np
 import numpy.typing as npt
 from scipy.sparse import coo_array
@@ -51,7 +52,7 @@ def side_hash(group: str) -> int:
 def is_held_out(
     sides: npt.NDArray[np.uint64], together: npt.NDArray[np.int64], held_out: float
 ) -> npt.NDArray[np.bool_]:
-    """Which rows are held out: a share ``held_out`` (0 to 1) of the groups, a larger one a superset.
+    """Which rows are held out: a share ``held_out`` of the groups, of a larger share a superset.
 
     sides: each row's ``side_hash``. together: (pairs, 2), rows that must be on one side although
     their groups differ, near copies say. Groups joined by such pairs go where the one of them goes

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dollyllama.card import base_name, config_rows, markdown_table
-from dollyllama.config import PromptFormat
+from dollyllama.card import base_name, config_rows, markdown_table, speaks_template
 from dollyllama.data.prompt import END_MARKER
 
 
@@ -24,7 +23,7 @@ def merged_card(config: dict[str, Any], *, merge: dict[str, Any]) -> str:
         for name, pair in merge["scores"].items()
     ]
     ends = f"it writes its response, then `{END_MARKER}` and end-of-sequence"
-    if config["data"]["prompt"] == PromptFormat.chat:
+    if speaks_template(config):
         ends = "its prompts are in the tokenizer's own template"
     parts = [
         (

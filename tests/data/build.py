@@ -53,6 +53,7 @@ def make_data(sources: dict[str, Source], **changes: Any) -> Data:
         "licences": Licences.any,
         "quality": [],
         "deduplicate": Deduplicate.exact,
+        "decontaminate": True,
         "held_out": 0.2,
         "temperature": 1.0,
         "max_rows": None,

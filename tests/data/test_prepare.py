@@ -292,11 +292,11 @@ def test_near_copies_are_left_out_across_sources_and_named(
         "Two engines pull the night train across the mountains while the passengers sleep",
     ]
     rows = [{"prompt": f"Go on: {text}.", "response": f"{text}, as ever."} for text in texts]
-    rows += numbered_rows(40)
+    rows += numbered_rows(300)
     copy = [{"prompt": f"Continue: {texts[1]}!", "response": f"{texts[1]}, as always."}]
     sources = {
         "a": make_source(write_rows(rows, "a.jsonl")),
-        "b": make_source(write_rows([*copy, *numbered_rows(5, 100)], "b.jsonl")),
+        "b": make_source(write_rows([*copy, *numbered_rows(300, 1000)], "b.jsonl")),
     }
     near = run(make_data(sources, deduplicate=Deduplicate.near))
     assert near.manifest["total"]["rejected"]["near_duplicate"] >= 1
@@ -374,6 +374,61 @@ def test_the_manifest_states_licence_place_and_digests(mix: Data, run: Prepare) 
     assert source["licence"]["name"] == "MIT"
     assert source["licence"]["stated_at"] == "its card"
     assert list(source["digests"]) == ["words.jsonl"]
+
+
+# --- contamination ---
+
+POEM = (
+    "the old harbour clock struck nine while seven tired sailors counted their wages twice over "
+    "beside a heap of wet nets"
+)
+
+
+def with_benchmark(write_rows: WriteRows, **changes: Any) -> Data:
+    rows = [
+        *numbered_rows(300),
+        {"prompt": f"Repeat this line: {POEM}.", "response": "Very well."},
+        {"prompt": "Name a harbour.", "response": f"In the story {POEM}, as I remember."},
+    ]
+    test = [{"turns": ["Tell me of ships.", f"Now continue: {POEM}!"]}]
+    return make_data(
+        {"a": make_source(write_rows(rows, "a.jsonl"))},
+        benchmarks={"bench": make_source(write_rows(test, "bench.jsonl"), format=RowFormat.turns)},
+        **changes,
+    )
+
+
+def test_rows_that_give_a_benchmark_away_leave_the_training_side(
+    write_rows: WriteRows, run: Prepare
+) -> None:
+    prepared = run(with_benchmark(write_rows, held_out=0.3))
+    found = read_json_lines(prepared.folder / "contamination.jsonl")
+    by_row = {each["row"]["row"]: each for each in found if each["test"] == "bench row 0"}
+    trained = {each.example.row for each in prepared.train}
+    held_out = {each.example.row for each in prepared.held_out}
+    assert by_row.keys() | held_out >= {300, 301}
+    assert by_row
+    assert not trained & {300, 301}
+    assert all(POEM in each["question"] for each in by_row.values())
+    rejected = [each for each in prepared.rejected() if each.reason == "contaminated"]
+    assert by_row.keys() <= {each.row for each in rejected}
+    assert all(each.raw["prompt"] for each in rejected)
+
+
+def test_contamination_is_left_in_where_asked_for(write_rows: WriteRows, run: Prepare) -> None:
+    with pytest.raises(ValueError, match="nothing looks for"):
+        with_benchmark(write_rows, decontaminate=False)
+    data = make_data(with_benchmark(write_rows).sources, decontaminate=False)
+    assert "contaminated" not in run(data).manifest["total"]["rejected"]
+
+
+def test_a_benchmark_that_cannot_be_read_is_named_as_one(
+    write_rows: WriteRows, run: Prepare
+) -> None:
+    data = with_benchmark(write_rows)
+    data.benchmarks["bench"].format = RowFormat.gsm8k
+    with pytest.raises(ValueError, match=r"data\.benchmarks\.bench\.format=gsm8k does not fit"):
+        run(data)
 
 
 # --- what a reader sees -------------------------------------------------------------------------

@@ -139,7 +139,7 @@ def test_every_comparison_is_a_row_and_the_primary_ones_come_first(sweep: Path) 
 
 
 def test_what_variants_do_together_is_a_row_too(tmp_path: Path) -> None:
-    shifts = {"baseline": 0.0, "a": 0.05, "b": 0.08, "a+b": 0.33}
+    shifts = {"baseline": 0.0, "a": 0.15, "b": 0.08, "a+b": 0.43}
     variants = {
         name: {"shift": shift, "settings": {"lora__r": place + 1}}
         for place, (name, shift) in enumerate(shifts.items())

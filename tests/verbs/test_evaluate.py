@@ -10,6 +10,7 @@ import pytest
 
 from dollyllama import embedded, launch, preflight
 from dollyllama.__main__ import main
+from dollyllama.data.prompt import Stretches, text_of
 from dollyllama.decoding.generate import Completion, StoppedBy
 from dollyllama.evaluation import suite
 from dollyllama.evaluation.sandbox import available
@@ -159,10 +160,12 @@ def test_answers_to_humaneval_are_run_where_asked_for(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def answer(_: Any, __: Any, prompts: list[str], *___: Any, **____: Any) -> list[Completion]:
+    def answer(
+        _: Any, __: Any, prompts: list[Stretches], *___: Any, **____: Any
+    ) -> list[Completion]:
         """The first of two answers is right, but to Halve 2, which gets none."""
         texts = [
-            "return x // 2" if number % 2 == 0 and "Halve 2" not in prompt else "return x"
+            "return x // 2" if number % 2 == 0 and "Halve 2" not in text_of(prompt) else "return x"
             for number, prompt in enumerate(prompts)
         ]
         return [Completion(text, 1, StoppedBy.end_marker) for text in texts]

@@ -23,6 +23,7 @@ from dollyllama.__main__ import main
 from dollyllama.config import RowFormat
 from dollyllama.data.example import Question
 from dollyllama.data.formats import FORMATS, sql_instruction
+from dollyllama.data.prompt import Stretches, text_of
 from dollyllama.decoding.generate import PromptTooLargeError
 
 GOOD: list[dict[str, Any]] = [
@@ -188,9 +189,9 @@ def test_a_prompt_too_large_for_the_memory_is_named_and_the_others_answered(
 ) -> None:
     real = answers.generate
 
-    def scarce(model: Any, tokenizer: Any, prompts: list[str], *rest: Any, **how: Any) -> Any:
+    def scarce(model: Any, tokenizer: Any, prompts: list[Stretches], *rest: Any, **how: Any) -> Any:
         for row, prompt in enumerate(prompts):
-            if "Huge" in prompt:
+            if "Huge" in text_of(prompt):
                 raise PromptTooLargeError(row, "out of memory with one prompt")
         return real(model, tokenizer, prompts, *rest, **how)
 
