@@ -42,6 +42,9 @@ def cut_repetition(text: str) -> str:
     you help me solve this math problem: Q" for want of a comma, and CodeAlpaca has inputs that the
     instruction ends with. The first wording and the first question stay.
     """
+    tail = text[-_SHORTEST_QUESTION:]
+    if text.find(tail) == len(text) - len(tail):
+        return text  # what ends only once stands only once
     half = len(text) // 2
     window = re.finditer(r"\s+", text[max(half - 1, 0) : half + _LONGEST_WORDING])
     for start in [half, *(max(half - 1, 0) + match.end() for match in window)]:

@@ -400,38 +400,37 @@ def _save(mix: Mix, manifest: dict[str, Any], folder: Path) -> None:
 _DIGESTS = "digests.json"
 
 
-def _write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Write JSON Lines one by one: there may be more of them than fit into memory."""
+def _write_lines(path: Path, lines: Iterable[str]) -> None:
+    """Write lines one by one: there may be more of them than fit into memory."""
     with path.open("w", encoding="utf-8", newline="\n") as file:
-        for row in rows:
-            file.write(json.dumps(row, sort_keys=True, ensure_ascii=False) + "\n")
+        for line in lines:
+            file.write(f"{line}\n")
 
 
-def _rejected(mix: Mix) -> Iterator[dict[str, Any]]:
-    """Every row that is not used, by source and row."""
+def _rejected(mix: Mix) -> Iterator[str]:
+    """Every row that is not used, by source and row, as ``Rejected`` in JSON."""
     for source in mix.corpus.names:
         late = (
-            Rejected(source, row, each.reason, each.detail, mix.corpus.raw(each.place))
+            (row, each.reason, each.detail, mix.corpus.raw(each.place))
             for each in mix.late
             for name, row in [mix.corpus.at(each.place)]
             if name == source
         )
-        early = mix.corpus.stores[source].refused(source)
-        for each in heapq.merge(early, late, key=lambda each: each.row):
-            yield dataclasses.asdict(each)
+        early = mix.corpus.stores[source].refused()
+        for row, reason, detail, raw in heapq.merge(early, late):
+            head = json.dumps({"source": source, "row": row, "reason": reason, "detail": detail})
+            yield f'{head[:-1]}, "raw": {raw}}}'
 
 
-def _cluster(cluster: Cluster, mix: Mix) -> dict[str, Any]:
-    return {
-        "kept": _shown(cluster.kept, mix),
-        "dropped": [_shown(place, mix) for place in cluster.dropped],
-    }
+def _cluster(cluster: Cluster, mix: Mix) -> str:
+    dropped = [_shown(place, mix) for place in cluster.dropped]
+    return json.dumps({"kept": _shown(cluster.kept, mix), "dropped": dropped})
 
 
-def _contamination(found: Found, mix: Mix) -> dict[str, Any]:
+def _contamination(found: Found, mix: Mix) -> str:
     about = dataclasses.asdict(found)
     del about["place"]
-    return {"row": _shown(found.place, mix), **about}
+    return json.dumps({"row": _shown(found.place, mix), **about})
 
 
 def _shown(place: int, mix: Mix) -> dict[str, Any]:

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from dollyllama.data.example import Example, Rejected, Split
+from dollyllama.data.example import Example, Split
 from dollyllama.data.tokens import EncodedExample
 from dollyllama.files import digest, write_json
 
@@ -194,12 +194,11 @@ class Store:
         batch = _open(self.folder / f"{number:05d}.kept.arrow")
         return batch, place - int(self.starts[number])
 
-    def refused(self, source: str) -> Iterator[Rejected]:
-        """The rows that are not fit to use, in upstream's order."""
+    def refused(self) -> Iterator[tuple[int, str, str, str]]:
+        """The rows that are not fit to use, in upstream's order: row, reason, detail, raw JSON."""
         for number in range(len(self._refused)):
-            for row in _open(self.folder / f"{number:05d}.refused.arrow").to_pylist():
-                raw = json.loads(row["raw"])
-                yield Rejected(source, row["row"], row["reason"], row["detail"], raw)
+            batch = _open(self.folder / f"{number:05d}.refused.arrow")
+            yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
 
 
 @lru_cache(maxsize=64)
@@ -273,10 +272,10 @@ class Corpus:
             batch.column("truncated")[at].as_py(),
         )
 
-    def raw(self, place: int) -> Any:
-        """The row as upstream has it."""
+    def raw(self, place: int) -> str:
+        """The row as upstream has it, in JSON."""
         _, batch, at = self._find(place)
-        return json.loads(batch.column("raw")[at].as_py())
+        return str(batch.column("raw")[at].as_py())
 
 
 def _example(source: str, batch: pa.RecordBatch, at: int) -> Example:
