@@ -6,6 +6,7 @@ more than one such chunk are worked on by several processes; each writes its par
 
 from __future__ import annotations
 
+import gc
 import json
 import multiprocessing
 import os
@@ -338,6 +339,8 @@ _OWN: dict[str, Any] = {}
 def _start(tokenizer: Any) -> None:
     _OWN["tokenizer"] = tokenizer
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    gc.freeze()  # what was inherited is no garbage, and collecting it would copy its pages
+    gc.set_threshold(100_000)
 
 
 def _work(task: tuple[Job, Chunk, Path, int], tokenizer: Any = None) -> int:
