@@ -65,14 +65,7 @@ def read_usable(folder: Path) -> dict[str, tuple[Grader, list[Example]]]:
         source = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Source), values))
         assert isinstance(source, Source)
         try:
-            place = locate(
-                name=path.stem,
-                path=source.path,
-                file=source.file,
-                revision=source.revision,
-                split=source.split,
-                root=str(folder),
-            )
+            place = locate(path.stem, source, root=str(folder))
         except ValueError:
             continue
         rows = read_rows(place, name=path.stem, split=source.split)

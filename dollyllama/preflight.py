@@ -40,14 +40,7 @@ def check(run: config.Run) -> None:
         _check_positions(run, about)
         _check_targets(run, about)
     for name, source in run.data.sources.items():
-        locate(
-            name=name,
-            path=source.path,
-            file=source.file,
-            revision=source.revision,
-            split=source.split,
-            root=run.data.root,
-        )
+        locate(name, source, root=run.data.root)
 
 
 def check_sandbox(run: config.Run) -> None:

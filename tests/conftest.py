@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+pytest.register_assert_rewrite("tests.webpage")
+
 
 @pytest.fixture(scope="session")
 def shared() -> Path:

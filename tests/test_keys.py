@@ -230,11 +230,14 @@ def test_every_leaf_of_the_config_is_in_the_table() -> None:
 # --- a place to work in -------------------------------------------------------------------------
 
 
+LETTERS = "abcdefgh"
+
+
 def rows(count: int, first: int = 0) -> list[dict[str, str]]:
     """Rows that read in three formats; two questions share a schema, some lines come twice."""
     made = [
         {
-            "question": f"Get {' '.join('abcdefgh'[number // 3 % 8] * n for n in (3, 4, 5))} {number}",
+            "question": f"Get {' '.join(LETTERS[number // 3 % 8] * n for n in (3, 4, 5))} {number}",
             "context": f"CREATE TABLE t{number // 2} (a INT)",
             "answer": f"SELECT {'a' * (number % 9)} FROM "
             f"{'table_' if number % 5 == 0 else 't'}{number}",

@@ -67,14 +67,7 @@ class Job:
 
 def find_source(data: Data, name: str, source: Source) -> Job:
     """Locate a source and take its digests. ValueError when it is not there or cannot be read."""
-    place = locate(
-        name=name,
-        path=source.path,
-        file=source.file,
-        revision=source.revision,
-        split=source.split,
-        root=data.root,
-    )
+    place = locate(name, source, root=data.root)
     job = Job(name, source, data, place, digest_place(place))
     if place.local is not None:
         return job

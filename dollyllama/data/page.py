@@ -6,8 +6,6 @@ page is. Colours are the page's: every shape has a class.
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import heapq
 import json
 import random
@@ -23,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from dollyllama.data.example import Split
@@ -40,8 +37,7 @@ from dollyllama.data.flow import (
 from dollyllama.data.prepare import CLUSTERS, CONTAMINATION, PreparedData
 from dollyllama.data.store import Rows
 from dollyllama.data.tokens import EncodedExample
-
-_HERE = Path(__file__).parent
+from dollyllama.webpage.render import json_for_script, render_page
 
 #: How much there is to browse, so that the page stays within a few megabytes: samples in all and
 #: tokens of each, rows of a reason, clusters, contaminated rows, and characters of a text.
@@ -57,37 +53,25 @@ _COPIES = 4
 
 
 def data_page(prepared: PreparedData, tokenizer: Any) -> str:
-    """Return the data as HTML. Text of rows is escaped; scripts of others cannot run, as the page
-    allows its own alone, by its digest (Content Security Policy).
-    """
+    """Return the data as HTML, in which what rows say is text and nothing else."""
     manifest = prepared.manifest
-    script = (_HERE / "page.js").read_text(encoding="utf-8")
-    environment = Environment(
-        loader=FileSystemLoader(_HERE),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"count": _count, "percent": _percent, "words": in_words}
     names = list(manifest["sources"])
     ribbons = flow(manifest)
-    return environment.get_template("page.html.jinja").render(
-        manifest=manifest,
-        inks={name: ink(number) for number, name in enumerate(names)},
-        style=Markup((_HERE / "page.css").read_text(encoding="utf-8")),
-        script=Markup(script),
-        script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        flow=Markup(draw_flow(ribbons, names)),
-        flow_table=flow_table(ribbons, names),
-        lengths=_lengths(prepared),
-        tokens=_tokens(manifest),
-        samples=_samples(prepared, tokenizer),
-        refused=_refused(prepared),
-        clusters=_clusters(prepared),
-        contaminated=_contaminated(prepared),
-        settings=sorted(_flat(manifest["settings"])),
-    )
+    values = {
+        "manifest": manifest,
+        "inks": {name: ink(number) for number, name in enumerate(names)},
+        "flow": Markup(draw_flow(ribbons, names)),
+        "flow_table": flow_table(ribbons, names),
+        "lengths": _lengths(prepared),
+        "tokens": _tokens(manifest),
+        "samples": _samples(prepared, tokenizer),
+        "refused": _refused(prepared),
+        "clusters": _clusters(prepared),
+        "contaminated": _contaminated(prepared),
+        "settings": sorted(_flat(manifest["settings"])),
+    }
+    folder = Path(__file__).parent
+    return render_page(folder, values, count=_count, percent=_percent, words=in_words)
 
 
 def _count(number: int) -> str:
@@ -288,9 +272,7 @@ def _samples(prepared: PreparedData, tokenizer: Any) -> Markup:
             long = places[rows.lengths[places] == full][: most // 6] if side is Split.train else []
             chosen = dict.fromkeys([*first.tolist(), *map(int, long)])
             shown += [_sample(rows[place], side, tokenizer) for place in chosen]
-    data = {"max_length": full, "samples": shown}
-    # No "<" can end the element that holds it.
-    return Markup(json.dumps(data, ensure_ascii=False, sort_keys=True).replace("<", "\\u003c"))
+    return json_for_script({"max_length": full, "samples": shown})
 
 
 def _sample(encoded: EncodedExample, side: Split, tokenizer: Any) -> dict[str, Any]:

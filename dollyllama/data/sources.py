@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dollyllama import embedded
+from dollyllama.config import Source
 from dollyllama.data.formats import Row
 from dollyllama.data.readers import (
     SUFFIXES,
@@ -41,14 +42,13 @@ class Place:
         return f"{self.hub}@{self.revision}" if self.revision else str(self.hub)
 
 
-def locate(
-    *, name: str, path: str, file: str, revision: str | None, split: str, root: str | None
-) -> Place:
-    """Find a source: at ``path`` when that exists here, else under ``root``, else on the Hub.
+def locate(name: str, source: Source, *, root: str | None) -> Place:
+    """Find a source: at its path when that exists here, else under ``root``, else on the Hub.
 
     Under ``root`` it is ``file_split`` or ``file`` with one of SUFFIXES, or a folder ``file``.
     ValueError when a local place was named and holds nothing, or cannot honour revision or split.
     """
+    path, file, revision, split = source.path, source.file, source.revision, source.split
     if root is None and not Path(path).expanduser().exists():
         if path.startswith((".", "/", "~")) or path.endswith(SUFFIXES):
             raise ValueError(f"data.sources.{name}.path={path}: there is no such file or folder")

@@ -70,14 +70,7 @@ def _deciding(run: config.Run) -> dict[str, Any]:
     if folder is not None:
         values["model"]["path"] = _weights_as_of(folder, _stamp(folder))
     for name, source in run.data.sources.items():
-        place = locate(
-            name=name,
-            path=source.path,
-            file=source.file,
-            revision=source.revision,
-            split=source.split,
-            root=run.data.root,
-        )
+        place = locate(name, source, root=run.data.root)
         if place.local is not None:
             about = values["data"]["sources"][name]
             del about["path"], about["file"]

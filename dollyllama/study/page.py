@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from dollyllama.card import base_name, config_rows
@@ -28,8 +24,7 @@ from dollyllama.study.analyse import (
 )
 from dollyllama.study.compare import ALPHA, Verdict
 from dollyllama.study.records import Cell, CellStatus, head_scores, recorded
-
-_HERE = Path(__file__).parent
+from dollyllama.webpage.render import json_for_script, render_page
 
 #: Held-out examples whose answers are put beside each other, and how long an answer may be: a page
 #: of hundreds of cells is to stay within a few megabytes.
@@ -44,41 +39,28 @@ _FULL_COLOUR = 10
 
 
 def page(study: Study) -> str:
-    """Return the study as HTML. Everything that a run wrote is escaped; scripts of others cannot
-    run, as the page allows its own alone, by its digest (Content Security Policy).
-    """
-    script = (_HERE / "page.js").read_text(encoding="utf-8")
-    environment = Environment(
-        loader=FileSystemLoader(_HERE),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.globals |= {"wording": wording, "level": wording.level}
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return environment.get_template("page.html.jinja").render(
-        study=study,
-        plan=study.plan,
-        style=Markup((_HERE / "page.css").read_text(encoding="utf-8")),
-        script=Markup(script),
-        script_digest=digest,
-        counts=wording.counts(study),
-        seeds=len(study.plan.seeds),
-        tips=_tips(study),
-        tip_counts=_tip_counts(study),
-        forests=_forests(study),
-        joint=_joint_forest(study),
-        curves=_curves(study),
-        trades=_trades(study),
-        families=_families(study),
-        costs=wording.cost_table(study, nothing="–"),
-        samples=_samples(study),
-        cells=_cells(study),
-        failures=[cell for cell in study.cells if cell.status in _FAILED],
-        provenance=_provenance(study),
-        settings=_settings(study),
-    )
+    """Return the study as HTML, in which what runs wrote is text and nothing else."""
+    values = {
+        "study": study,
+        "plan": study.plan,
+        "counts": wording.counts(study),
+        "seeds": len(study.plan.seeds),
+        "tips": _tips(study),
+        "tip_counts": _tip_counts(study),
+        "forests": _forests(study),
+        "joint": _joint_forest(study),
+        "curves": _curves(study),
+        "trades": _trades(study),
+        "families": _families(study),
+        "costs": wording.cost_table(study, nothing="–"),
+        "samples": _samples(study),
+        "cells": _cells(study),
+        "failures": [cell for cell in study.cells if cell.status in _FAILED],
+        "provenance": _provenance(study),
+        "settings": _settings(study),
+        "wording": wording,
+    }
+    return render_page(Path(__file__).parent, values)
 
 
 _FAILED = frozenset(CellStatus) - {CellStatus.finished, CellStatus.planned}
@@ -512,8 +494,7 @@ def _samples(study: Study) -> Markup | None:
             name.partition("/")[2]: name.partition("/")[0] for name in head_scores(study.cells)
         },
     }
-    # No "<" can end the element that holds it.
-    return Markup(json.dumps(data, ensure_ascii=False, sort_keys=True).replace("<", "\\u003c"))
+    return json_for_script(data)
 
 
 def _is_done(cell: Cell) -> bool:

@@ -203,14 +203,7 @@ def _read_file(run_config: Run, file: Path) -> tuple[list[Example], list[Rejecte
     ((name, source),) = run_config.data.sources.items()
     damaged: list[Damaged] = []
     try:
-        place = locate(
-            name=name,
-            path=source.path,
-            file=source.file,
-            revision=source.revision,
-            split=source.split,
-            root=None,
-        )
+        place = locate(name, source, root=None)
         rows = read_rows(place, name=name, split=source.split, damaged=damaged)
         check_columns(rows, name=name, location=place.name, source=source)
         examples, rejected, *_ = clean_rows(rows, source, name=name)

@@ -23,7 +23,7 @@ from dollyllama.data import readers
 from dollyllama.data.formats import MAX_ROW
 from dollyllama.data.readers import Chunk, Damaged
 from dollyllama.data.sources import Place, digest_place, iter_rows, locate, read_rows
-from tests.data.build import numbered_rows
+from tests.data.build import make_source, numbered_rows
 
 Entry = dict[str, Any] | Damaged
 
@@ -355,7 +355,7 @@ def test_a_path_with_spaces_and_foreign_letters_is_a_path(tmp_path: Path) -> Non
         writer.writerows(rows)
     datasets.Dataset.from_list(rows).to_parquet(folder / "größe 1.parquet")
     for path in sorted(folder.iterdir()):
-        found = locate(name="s", path=str(path), file="f", revision=None, split="train", root=None)
+        found = locate("s", make_source(path), root=None)
         assert read_rows(found, name="s", split="train") == rows
 
 

@@ -7,7 +7,6 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable
-from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,9 @@ from dollyllama.data.flow import FATES, STEPS, Ribbon, draw_flow, flow
 from dollyllama.data.page import count_lengths, data_page, mark_changes, mark_run, token_texts
 from dollyllama.data.prepare import PreparedData, prepare
 from dollyllama.files import read_json_lines, write_json_lines
+from tests import webpage
 from tests.data.build import make_data, make_source, numbered_rows
-from tests.study.test_page import HOSTILE, Elements, dump
+from tests.webpage import HOSTILE, Elements
 
 WriteRows = Callable[..., Path]
 
@@ -294,14 +294,8 @@ def test_a_run_of_words_is_marked_with_what_stands_around_it() -> None:
 
 
 def test_hostile_rows_are_shown_as_text(html: str) -> None:
-    elements = Elements(html)
-    assert elements.open == []
-    tags = [tag for tag, _ in elements.found]
-    assert "img" not in tags
-    assert tags.count("script") == 2
-    assert not any(name.startswith("on") for _, attrs in elements.found for name in attrs)
     # The line that could not be read, and the row without an answer.
-    assert sum(text.count(HOSTILE) for text in elements.text) >= 2
+    webpage.check_that_nothing_hostile_is_alive(html, shown=2)
 
 
 def test_a_hostile_sample_arrives_as_it_was_written(
@@ -315,13 +309,7 @@ def test_a_hostile_sample_arrives_as_it_was_written(
 
 
 def test_nothing_is_asked_of_the_network(html: str) -> None:
-    for _, attrs in Elements(html).found:
-        assert not attrs.keys() & {"src", "srcset", "action", "data"}
-        assert str(attrs.get("href", "#")).startswith("#")
-    style = Elements(html).raw["style"]
-    assert "url(" not in style
-    assert "@import" not in style
-    assert "default-src 'none'" in html
+    webpage.check_that_nothing_is_asked_of_the_network(html)
 
 
 def test_links_lead_somewhere(html: str) -> None:
@@ -334,15 +322,7 @@ def test_links_lead_somewhere(html: str) -> None:
 
 
 def test_figures_have_titles_and_tables_have_heads(html: str) -> None:
-    elements = Elements(html).found
-    for place, (tag, attrs) in enumerate(elements):
-        if tag == "svg" and attrs.get("role") == "img":
-            assert elements[place + 1][0] == "title"
-    heads = [attrs for tag, attrs in elements if tag == "th"]
-    assert heads
-    assert all(attrs.get("scope") in ("col", "row") for attrs in heads)
-    tables = sum(tag == "table" for tag, _ in elements)
-    assert tables == sum(tag == "caption" for tag, _ in elements)
+    webpage.check_that_figures_have_titles_and_tables_have_heads(html)
 
 
 def test_many_sources_of_long_rows_are_a_few_megabytes_at_most(
@@ -378,7 +358,7 @@ def test_prepare_writes_the_page(
 # --- in a browser -------------------------------------------------------------------------------
 
 #: Uses every control and notes what has come of it.
-DRIVER = """<script>
+DRIVER = """
 const notes = {};
 const change = (id, value) => {
   find(id).value = value;
@@ -402,17 +382,11 @@ addEventListener("hashchange", () => {
   find("#theme").click(); notes.theme = document.documentElement.dataset.theme;
   document.documentElement.dataset.notes = JSON.stringify(notes);
 });
-</script>"""
+"""
 
 
 def test_its_controls_work(tmp_path: Path, html: str) -> None:
-    # The page's own policy keeps foreign scripts out, this one too.
-    opened = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", html)
-    path = tmp_path / "data.html"
-    path.write_text(opened.replace("</body>", f"{DRIVER}</body>"), encoding="utf-8")
-    found = re.search(r'data-notes="([^"]*)"', dump(path))
-    assert found is not None
-    notes = json.loads(unescape(found[1]))
+    notes = webpage.notes_of(DRIVER, html, tmp_path)
     count = int(notes["first"].removeprefix("1 of "))
     assert notes["back"] == f"{count} of {count}"
     assert notes["words"].startswith("words row ")
@@ -429,13 +403,7 @@ def test_its_controls_work(tmp_path: Path, html: str) -> None:
 
 
 def test_a_browser_shows_hostile_rows_as_text(tmp_path: Path, html: str) -> None:
-    path = tmp_path / "data.html"
-    foreign = "<script>document.documentElement.dataset.foreign = 'yes'</script></body>"
-    path.write_text(html.replace("</body>", foreign), encoding="utf-8")
-    dom = dump(path)
-    # Set in the page's last line: everything before it went well, and no other script ran.
-    assert 'data-ready="yes"' in dom
-    assert "data-foreign" not in dom
+    dom = webpage.open_with_foreign_script(html, tmp_path)
     assert "<title>Data: sql, words</title>" in dom
     assert "<img" not in dom.partition('id="sample-data"')[0]
     assert "<img" not in dom.partition('id="refused"')[2]

@@ -87,10 +87,8 @@ def test_the_embedded_sample_has_none_of_the_faults() -> None:
         "sql_create_context": (RowFormat.sql_create_context, Grader.sql),
     }
     for file, (row_format, grader) in sources.items():
-        source = make_source("absent", format=row_format, grader=grader)
-        place = locate(
-            name=file, path="absent", file=file, revision=None, split="train", root=EMBEDDED
-        )
+        source = make_source("absent", file=file, format=row_format, grader=grader)
+        place = locate(file, source, root=EMBEDDED)
         examples: list[Example] = []
         for number, row in enumerate(read_rows(place, name=file, split="train")):
             read = read_example(row, name=file, number=number, source=source)

@@ -12,7 +12,7 @@ import pytest
 
 from dollyllama.data import readers
 from dollyllama.data.sources import Place, digest_place, locate, read_rows
-from tests.data.build import numbered_rows
+from tests.data.build import make_source, numbered_rows
 
 WriteRows = Callable[..., Path]
 
@@ -113,15 +113,8 @@ def test_a_missing_split_names_those_that_exist(tmp_path: Path, save: str) -> No
 # --- places -------------------------------------------------------------------------------------
 
 
-def place(path: str = "owner/name", **changes: Any) -> Place:
-    values: dict[str, Any] = {
-        "name": "s",
-        "file": "rows",
-        "revision": None,
-        "split": "train",
-        "root": None,
-    }
-    return locate(path=path, **(values | changes))
+def place(path: str = "owner/name", *, root: str | None = None, **changes: Any) -> Place:
+    return locate("s", make_source(path, **changes), root=root)
 
 
 def test_an_id_without_root_is_the_hubs() -> None:

@@ -5,9 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import subprocess
-from html import unescape
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +13,9 @@ import pytest
 from dollyllama.study.analyse import analyse
 from dollyllama.study.page import page
 from dollyllama.study.records import read_sweep
+from tests import webpage
 from tests.study import record as study_record
-
-HOSTILE = "</script><img src=x onerror=\"document.title='gone'\"><!-- & {{ 7 * 7 }} ']]>"
+from tests.webpage import HOSTILE, Elements
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "baseline": {},
@@ -46,46 +43,9 @@ def html(tmp_path_factory: pytest.TempPathFactory) -> str:
     return page(analyse(*read_sweep([folder])))
 
 
-class Elements(HTMLParser):
-    """Every element with its attributes, and what stands in those that hold raw text."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.found: list[tuple[str, dict[str, str | None]]] = []
-        self.open: list[str] = []
-        self.raw: dict[str, str] = {}
-        self.text: list[str] = []
-        self.feed(html)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.found.append((tag, dict(attrs)))
-        if tag not in ("meta", "input", "rect", "line", "circle", "polygon", "polyline"):
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.found.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] in ("script", "style"):
-            kind = self.found[-1][1].get("type") or self.open[-1]
-            self.raw[kind] = self.raw.get(kind, "") + data
-        else:
-            self.text.append(data)
-
-
 def test_every_element_is_closed_and_none_is_a_strangers(html: str) -> None:
-    elements = Elements(html)
-    assert elements.open == []
-    tags = [tag for tag, _ in elements.found]
-    assert "img" not in tags
-    assert tags.count("script") == 2
-    assert not any(name.startswith("on") for _, attrs in elements.found for name in attrs)
     # As a claim, as what was left out with its reason, and as the reason of three failures.
-    assert sum(text.count(HOSTILE) for text in elements.text) >= 6
+    webpage.check_that_nothing_hostile_is_alive(html, shown=6)
 
 
 def test_hostile_answers_arrive_as_they_were_written(html: str) -> None:
@@ -99,13 +59,7 @@ def test_hostile_answers_arrive_as_they_were_written(html: str) -> None:
 
 
 def test_nothing_is_asked_of_the_network(html: str) -> None:
-    for _, attrs in Elements(html).found:
-        assert not attrs.keys() & {"src", "srcset", "action", "data"}
-        assert str(attrs.get("href", "#")).startswith("#")
-    style = Elements(html).raw["style"]
-    assert "url(" not in style
-    assert "@import" not in style
-    assert "default-src 'none'" in html
+    webpage.check_that_nothing_is_asked_of_the_network(html)
 
 
 def test_verdicts_come_first(html: str) -> None:
@@ -115,15 +69,7 @@ def test_verdicts_come_first(html: str) -> None:
 
 
 def test_figures_have_titles_and_tables_have_heads(html: str) -> None:
-    elements = Elements(html).found
-    for place, (tag, attrs) in enumerate(elements):
-        if tag == "svg" and attrs.get("role") == "img":
-            assert elements[place + 1][0] == "title"
-    heads = [attrs for tag, attrs in elements if tag == "th"]
-    assert heads
-    assert all(attrs.get("scope") in ("col", "row") for attrs in heads)
-    tables = sum(tag == "table" for tag, _ in elements)
-    assert tables == sum(tag == "caption" for tag, _ in elements)
+    webpage.check_that_figures_have_titles_and_tables_have_heads(html)
 
 
 def test_a_page_is_made_of_whatever_there_is(tmp_path: Path) -> None:
@@ -154,29 +100,8 @@ def test_a_study_of_75_cells_is_a_few_megabytes_at_most(tmp_path: Path) -> None:
     assert len(page(study).encode()) < 3_000_000
 
 
-def dump(path: Path) -> str:
-    """The page's elements as a browser has them once its scripts have run."""
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("needs a browser: there is no chromium")
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run"]
-    flags += ["--disable-background-networking", f"--user-data-dir={path.parent / 'profile'}"]
-    done = subprocess.run(
-        [chromium, *flags, "--virtual-time-budget=5000", "--dump-dom", path.as_uri()],
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=120,
-    )
-    return done.stdout
-
-
 def test_the_page_comes_alive_in_a_browser(tmp_path: Path, html: str) -> None:
-    path = tmp_path / "report.html"
-    path.write_text(html, encoding="utf-8")
-    dom = dump(path)
-    # Set in the script's last line: everything before it went well.
-    assert 'data-ready="yes"' in dom
+    dom = webpage.open_in_browser(html, tmp_path)
     assert "<title>Study: sweep</title>" in dom
     assert len(re.findall(r"<option value=", dom)) == 2 * 4 + 5
     assert "1 of 40" in dom
@@ -189,7 +114,7 @@ def test_the_page_comes_alive_in_a_browser(tmp_path: Path, html: str) -> None:
 
 
 #: Uses every control and notes what has come of it.
-DRIVER = """<script>
+DRIVER = """
 const notes = {};
 const buttons = findAll(".sortable thead button");
 const sort = (title) => buttons.find((each) => each.textContent === title).click();
@@ -216,17 +141,11 @@ notes.marked = findAll("#left-answer mark").length > 0;
 findAll("#family-chips input")[1].click();
 notes.families = findAll(".family").map((each) => each.hidden);
 document.documentElement.dataset.notes = JSON.stringify(notes);
-</script>"""
+"""
 
 
 def test_its_controls_work(tmp_path: Path, html: str) -> None:
-    # The page's own policy keeps foreign scripts out, this one too.
-    opened = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", html)
-    path = tmp_path / "report.html"
-    path.write_text(opened.replace("</body>", f"{DRIVER}</body>"), encoding="utf-8")
-    found = re.search(r'data-notes="([^"]*)"', dump(path))
-    assert found is not None
-    notes = json.loads(unescape(found[1]))
+    notes = webpage.notes_of(DRIVER, html, tmp_path)
     rising = [float(value) for value in notes["rising"] if value]
     assert rising == sorted(rising)
     assert notes["rising"][-3:] == ["", "", ""]
@@ -242,21 +161,13 @@ def test_its_controls_work(tmp_path: Path, html: str) -> None:
 
 
 def test_the_policy_keeps_foreign_scripts_out(tmp_path: Path, html: str) -> None:
-    path = tmp_path / "report.html"
-    foreign = "<script>document.documentElement.dataset.foreign = 'yes'</script></body>"
-    path.write_text(html.replace("</body>", foreign), encoding="utf-8")
-    dom = dump(path)
-    assert 'data-ready="yes"' in dom
-    assert "data-foreign" not in dom
+    webpage.open_with_foreign_script(html, tmp_path)
 
 
 def test_a_browser_shows_a_hostile_answer_as_text(tmp_path: Path) -> None:
     variants = {"baseline": {"answers": [HOSTILE]}, "b": {"settings": {"lora__r": 8}}}
     sweep = study_record.write_sweep(tmp_path / "sweep", variants, seeds=(0,))
-    path = tmp_path / "report.html"
-    path.write_text(page(analyse(*read_sweep([sweep]))), encoding="utf-8")
-    dom = dump(path)
-    assert 'data-ready="yes"' in dom
+    dom = webpage.open_in_browser(page(analyse(*read_sweep([sweep]))), tmp_path)
     assert "<img" not in dom.partition('id="sample-data"')[0]
     pane = re.search(r'<pre id="left-answer">(.*?)</pre>', dom, re.DOTALL)
     assert pane is not None
