@@ -423,7 +423,7 @@ class Data:
         _require(bool(self.sources), "data.sources is empty: a mix needs at least one source")
         for name, source in self.sources.items():
             key = f"data.sources.{name}"
-            _in_range(f"{key}.weight", source.weight, 0, math.inf, open_low=False)
+            _in_range(f"{key}.weight", source.weight, 0, 1000, open_low=False)
             _in_range(f"{key}.max_rows", source.max_rows, 1, math.inf, open_low=False)
             _in_range(f"{key}.max_tokens", source.max_tokens, 1, math.inf, open_low=False)
             if source.weight == 0:

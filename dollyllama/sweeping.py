@@ -9,17 +9,13 @@ report up to date, both from the folders alone.
 from __future__ import annotations
 
 import math
-import multiprocessing
-import os
 import re
 import sys
-import threading
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +27,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from dollyllama import config
 from dollyllama.files import locked
+from dollyllama.orphans import die_with_parent
 from dollyllama.study.cells import (
     Planned,
     check_own,
@@ -271,7 +268,7 @@ def run_job(composed: DictConfig, hydra_config: Any) -> float | None:
     """
     from dollyllama.study.analyse import direction
 
-    _die_with_launcher()
+    die_with_parent()
     folder = Path(hydra_config.runtime.cwd, hydra_config.sweep.dir)  # a worker may be elsewhere
     overrides = list(hydra_config.overrides.task)
     try:
@@ -315,22 +312,6 @@ def _axes(overrides: Sequence[str], hydra_config: Any) -> list[str]:
     """The overrides of the sweeper's own axes, where its config names them."""
     named = hydra_config.sweeper.params
     return [each for each in overrides if not named or each.partition("=")[0] in named]
-
-
-@cache
-def _die_with_launcher() -> None:
-    """Let a worker of joblib end when who started it has been killed; joblib lets it go on."""
-    parent = multiprocessing.parent_process()
-    if parent is None:  # the launching process itself, or one that Ray or Slurm looks after
-        return
-    launcher = parent.pid
-
-    def watch() -> None:
-        while os.getppid() == launcher:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def build(composed: DictConfig) -> config.Run:

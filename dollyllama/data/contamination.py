@@ -47,6 +47,8 @@ from dollyllama.data.near import (
 #: phrase. Brown et al. 2020, arXiv:2005.14165, appendix C: 13 in long texts, and 10.
 RUN_WORDS = 13
 _FREQUENT = 10
+#: But who has so large a part of a test's runs has the test, however many others have it too.
+_MOST = 0.5
 #: And what its 12 word pairs weigh at least: a template with a word or two of the question behind
 #: it weighs 4 to 6, a loop in a program 6, prose 8 and more.
 _LIGHTEST_RUN = 7
@@ -179,8 +181,10 @@ def _shared_runs(
     rows = np.flatnonzero(is_training_R & _may_share(pairs_GW[tells], values_V, offsets))
     runs_G, first_G = np.unique(runs_G[tells], return_index=True)
     test_G = text_V[start_G[tells][first_G]] // FIELDS
+    runs_T = np.bincount(test_G, minlength=len(asked))
     seen_G = np.zeros(len(runs_G), np.int64)
     hit_rows, hit_runs = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+    hit_most = [np.empty(0, np.bool_)]
     for start in range(0, len(rows), _ROWS_AT_ONCE):
         some = rows[start : start + _ROWS_AT_ONCE]
         own_V, own_text_V = hash_words(text for fields in read(some) for text in fields)
@@ -189,13 +193,18 @@ def _shared_runs(
         row_of = own_text_V[own_start_G[at]] // FIELDS
         row, run = np.divmod(distinct(row_of << 32 | run), 1 << 32)
         np.add.at(seen_G, run, 1)
+        _, pair, shared = np.unique(
+            row << 32 | test_G[run], return_inverse=True, return_counts=True
+        )
+        most = shared[pair] >= _MOST * runs_T[test_G[run]]
         # Those of a template are dropped on the way, so that they take no room.
-        rare = seen_G[run] <= _FREQUENT
-        hit_rows.append(some[row[rare]])
-        hit_runs.append(run[rare])
+        kept = most | (seen_G[run] <= _FREQUENT)
+        hit_rows.append(some[row[kept]])
+        hit_runs.append(run[kept])
+        hit_most.append(most[kept])
     row_H, run_H = np.concatenate(hit_rows), np.concatenate(hit_runs)
-    rare = seen_G[run_H] <= _FREQUENT
-    pairs, shared_P = np.unique(row_H[rare] << 32 | test_G[run_H[rare]], return_counts=True)
+    kept = np.concatenate(hit_most) | (seen_G[run_H] <= _FREQUENT)
+    pairs, shared_P = np.unique(row_H[kept] << 32 | test_G[run_H[kept]], return_counts=True)
     row_P, test_P = np.divmod(pairs, 1 << 32)
     best = _best(row_P, test_P, shared_P)
     return [

@@ -43,6 +43,7 @@ from dollyllama.data.store import (
 )
 from dollyllama.data.tokens import EncodedExample, encode_all
 from dollyllama.files import locked
+from dollyllama.orphans import die_with_parent
 
 #: Rows of a part: few enough that several processes finish a source at about the same time.
 PART_ROWS = 2048
@@ -206,7 +207,7 @@ def _kept_batch(
             [{"role": role, "content": text} for role, text in example.history]
             for example in examples
         ],
-        "raw": [json.dumps(raw[example.row]) for example in examples],
+        "raw": [_in_json(raw[example.row]) for example in examples],
         "id": [int(example.id, 16) for example in examples],
         "key": [exact_key(example) for example in examples],
         "side": [side_hash(example.group) for example in examples],
@@ -232,15 +233,21 @@ def _refused_batch(rejected: list[Rejected], raw: dict[int, Any]) -> pa.RecordBa
         "row": [each.row for each in rejected],
         "reason": [each.reason for each in rejected],
         "detail": [each.detail for each in rejected],
-        "raw": [json.dumps(_shortened(raw[each.row], each.reason)) for each in rejected],
+        "raw": [_shortened(raw[each.row], each.reason) for each in rejected],
     }
     arrays = [pa.array(columns[field.name], field.type) for field in REFUSED]
     return pa.record_batch(arrays, schema=REFUSED)
 
 
-def _shortened(raw: Row | str, reason: str) -> Row | str:
-    """A row as it is kept to show what was rejected: of one too large its beginning."""
-    return json.dumps(raw)[:_SHOWN] if reason == "row_too_large" else raw
+def _in_json(raw: Row | str) -> str:
+    """A row as it is kept: dates, bytes and the like, which JSON lacks, in words."""
+    return json.dumps(raw, default=str)
+
+
+def _shortened(raw: Row | str, reason: str) -> str:
+    """The same; of a row that is too large its beginning."""
+    whole = _in_json(raw)
+    return json.dumps(whole[:_SHOWN]) if reason == "row_too_large" else whole
 
 
 # --- all parts ----------------------------------------------------------------------------------
@@ -330,6 +337,7 @@ _OWN: dict[str, Any] = {}
 
 
 def _start(tokenizer: Any) -> None:
+    die_with_parent()
     _OWN["tokenizer"] = tokenizer
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     gc.freeze()  # what was inherited is no garbage, and collecting it would copy its pages

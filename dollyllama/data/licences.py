@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from dollyllama.config import Commercial, Source
-from dollyllama.embedded import EMBEDDED
+from dollyllama.embedded import DATA
 
 #: The licence of the sample that comes with the project.
 EMBEDDED_LICENCE = {
@@ -16,9 +17,13 @@ EMBEDDED_LICENCE = {
 }
 
 
-def stated_licence(source: Source, *, root: str | None) -> dict[str, str]:
-    """A source's licence, where it is stated, and whether commercial use is allowed."""
-    if root == EMBEDDED:
+def stated_licence(source: Source, read_from: Path | None) -> dict[str, str]:
+    """A source's licence, where it is stated, and whether commercial use is allowed.
+
+    read_from: the local file; of the project's own sample the project's licence holds, whatever
+    data set its rows stand for.
+    """
+    if read_from is not None and read_from.is_relative_to(DATA):
         return EMBEDDED_LICENCE
     return {
         "name": source.licence,

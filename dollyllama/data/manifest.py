@@ -67,8 +67,6 @@ def describe_sources(
     sources: Mapping[str, Source],
     jobs: Mapping[str, Job],
     mix: Mix,
-    *,
-    root: str | None,
 ) -> dict[str, dict[str, Any]]:
     """Each source's part of the manifest.
 
@@ -111,7 +109,7 @@ def describe_sources(
             "read_from": jobs[name].place.name,
             "digests": jobs[name].digests,
             "format": source.format.value,
-            "licence": stated_licence(source, root=root),
+            "licence": stated_licence(source, jobs[name].place.local),
             "grader": source.grader.value,
             "rows": rows,
             "repaired": dict(sorted(store.repaired.items())),

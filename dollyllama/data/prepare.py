@@ -17,12 +17,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from dollyllama import config
 from dollyllama.config import Data, Deduplicate, fingerprint
 from dollyllama.data.contamination import find_contamination
 from dollyllama.data.dedupe import Cluster, clusters_of, first_copies
@@ -100,13 +102,30 @@ def prepare(
     side of the split is empty.
     """
     report = progress or (lambda stage, done, total: None)
+    cache = cache or _default_cache()
     check_prompt_format(data.prompt, tokenizer)
     wanted = _wanted(data, tokenizer, seed=seed, cache=cache, report=report)
+    prepared = _load(wanted.folder, wanted.stores)
+    if prepared is None:
+        try:
+            prepared = _make(wanted, data, tokenizer, seed=seed, report=report)
+        except OSError as error:
+            raise ValueError(
+                f"data cannot be prepared in {cache} ({error.strerror or error}): make room there, "
+                "or name another folder by DOLLYLLAMA_CACHE=FOLDER; the same command goes on where "
+                "it stopped"
+            ) from error
+    _require_both_sides(prepared, data)
+    return prepared
+
+
+def _make(
+    wanted: _Wanted, data: Data, tokenizer: Any, *, seed: int, report: Progress
+) -> PreparedData:
+    """Make what is not there, unless another process does meanwhile."""
     jobs, stores, folder = wanted.jobs, wanted.stores, wanted.folder
     with _called_benchmarks():
         tests = [question for job in wanted.tests.values() for question in read_questions(job)]
-    if (cached := _load(folder, stores)) is not None:
-        return cached
     done = 0
 
     def count(rows: int) -> None:
@@ -121,12 +140,7 @@ def prepare(
         if (cached := _load(folder, stores)) is not None:
             return cached
         mix = _combine(data, Corpus(built), tests, seed=seed, report=report, scratch=folder)
-        described = describe_sources(
-            data.sources,
-            jobs,
-            mix,
-            root=data.root,
-        )
+        described = describe_sources(data.sources, jobs, mix)
         manifest = {
             "fingerprint": folder.name,
             "seed": seed,
@@ -141,8 +155,7 @@ def prepare(
         _save(mix, manifest, folder)
     prepared = _load(folder, stores)
     if prepared is None:
-        raise OSError(f"{folder} changed while it was written: run again")
-    _require_both_sides(prepared, data)
+        raise ValueError(f"{folder} changed while it was written: run again")
     return prepared
 
 
@@ -151,6 +164,7 @@ def check(data: Data, tokenizer: Any, *, seed: int, cache: Path | None = None) -
 
     ValueError when a source cannot be found, or the mix has not been prepared.
     """
+    cache = cache or _default_cache()
     wanted = _wanted(data, tokenizer, seed=seed, cache=cache, report=lambda *_: None)
     if not (wanted.folder / _DIGESTS).is_file():
         raise ValueError(f"{wanted.folder.name} is not prepared: leave out --check to do so")
@@ -182,10 +196,7 @@ class _Wanted:
     folder: Path
 
 
-def _wanted(
-    data: Data, tokenizer: Any, *, seed: int, cache: Path | None, report: Progress
-) -> _Wanted:
-    cache = cache or _default_cache()
+def _wanted(data: Data, tokenizer: Any, *, seed: int, cache: Path, report: Progress) -> _Wanted:
     jobs = {}
     for number, (name, source) in enumerate(sorted(data.sources.items())):
         report("looking at the files", number, len(data.sources))
@@ -372,8 +383,9 @@ _SHOWING = {"flow.py", "page.py", "show.py"}
 
 @lru_cache(maxsize=1)
 def _code_digest() -> str:
-    """SHA-256 of this package's source: other code is other data."""
-    total = hashlib.sha256()
+    """SHA-256 of what makes data: this package's source, the config's, the parser of SQL."""
+    total = hashlib.sha256(version("sqlglot").encode())
+    total.update(Path(config.__file__).read_bytes())
     for path in sorted(Path(__file__).parent.glob("*.py")):
         if path.name not in _SHOWING:
             total.update(path.read_bytes())

@@ -82,9 +82,11 @@ def _find_under(root: str, *, name: str, path: str, file: str, split: str) -> Pa
     if not folder.is_dir():
         raise ValueError(f"data.root={root}: there is no such folder")
     names = [f"{stem}{suffix}" for stem in (f"{file}_{split}", file) for suffix in SUFFIXES]
-    for candidate in (*names, file):
-        if (folder / candidate).exists():
-            return folder / candidate
+    inner = sorted(path for path in folder.iterdir() if path.is_dir())
+    for place in (folder, *inner):
+        for candidate in (*names, file):
+            if (place / candidate).exists():
+                return place / candidate
     found = ", ".join(sorted(path.name for path in folder.iterdir())[:20]) or "nothing"
     raise ValueError(
         f"data.sources.{name}: there is no {path} here, and data.root={root} has neither a folder "

@@ -133,6 +133,18 @@ def test_only_rows_with_a_run_s_rarest_word_pair_are_read() -> None:
     assert was_read == {55}
 
 
+def test_a_test_that_many_rows_give_away_is_no_phrase() -> None:
+    rng = random.Random(5)
+    told, phrase = sentence(rng, 27), sentence(rng, 14)
+    rows = make_rows(3000)
+    for row in range(15):
+        rows[row] = (f"{sentence(rng, 30)} {told} {sentence(rng, 30)}", "", sentence(rng, 5))
+        rows[100 + row] = (f"{sentence(rng, 30)} {phrase}", "", sentence(rng, 5))
+    tests = [(told, "", ""), (f"{phrase} {sentence(rng, 60)}", "", "")]
+    found, _ = search(tests, rows)
+    assert [(match.row, match.test) for match in found] == [(row, 0) for row in range(15)]
+
+
 def test_tests_in_small_batches_keep_their_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = make_rows(100)
     tests = [*make_rows(20, seed=9), rows[8], (f"{rows[9][2]} more", "", "")]

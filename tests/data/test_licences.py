@@ -8,10 +8,9 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
-from dollyllama import config, launch
+from dollyllama import config, embedded, launch
 from dollyllama.config import Commercial, Licences
 from dollyllama.data.licences import EMBEDDED_LICENCE, commercial_use, stated_licence
-from dollyllama.embedded import EMBEDDED
 from tests.data.build import make_data, make_source
 
 
@@ -77,12 +76,12 @@ def test_a_licence_that_says_nc_is_not_called_allowed(path: Path) -> None:
 
 def test_the_manifest_states_the_source_and_for_the_sample_the_project() -> None:
     source = make_source("f", licence="X", licence_stated_at="Y", commercial=Commercial.forbidden)
-    assert stated_licence(source, root=None) == {
+    assert stated_licence(source, Path("rows.jsonl")) == {
         "name": "X",
         "stated_at": "Y",
         "commercial": "forbidden",
     }
-    assert stated_licence(source, root=EMBEDDED) == EMBEDDED_LICENCE
+    assert stated_licence(source, embedded.DATA / "rows.jsonl") == EMBEDDED_LICENCE
 
 
 @pytest.mark.parametrize(
@@ -103,7 +102,10 @@ def test_commercial_use_is_one_sentence(uses: dict[str, str], said: str) -> None
 def test_the_table_in_the_docs_is_what_the_sources_state() -> None:
     docs = Path(__file__).parents[2] / "docs" / "data.md"
     rows = [line for line in docs.read_text(encoding="utf-8").splitlines() if line[:3] == "| `"]
-    stated = {path.stem for path in (launch.CONF / "source").glob("*.yaml")} - {"columns"}
+    stated = {path.stem for path in (launch.CONF / "source").glob("*.yaml")} - {
+        "columns",
+        "messages",
+    }
     for name in stated:
         shown = "`sample_*`" if name.startswith("sample_") else f"`{name}`"
         (row,) = [row for row in rows if shown in row.split("|")[1]]

@@ -1,13 +1,20 @@
 from __future__ import annotations
 
+import datetime
+import errno
 import gzip
 import json
 import multiprocessing
+import os
+import subprocess
+import sys
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -214,6 +221,62 @@ def test_a_preparation_that_was_killed_goes_on_behind_its_last_part(
     assert (killed.train, killed.manifest) == (fresh.train, fresh.manifest)
 
 
+def test_workers_and_their_lock_go_with_a_preparation_that_was_killed(
+    write_rows: WriteRows, tmp_path: Path
+) -> None:
+    write_rows(numbered_rows(40))
+    script = tmp_path / "prepare.py"
+    script.write_text(
+        """
+import os, sys, time
+from pathlib import Path
+from dollyllama import embedded
+from dollyllama.data import ingest
+from dollyllama.data.prepare import prepare
+from dollyllama.model.load import load_tokenizer
+from tests.data.build import make_data, make_source
+
+ingest.PART_ROWS = 5
+os.sched_getaffinity = lambda pid: {0, 1}
+make_part = ingest.make_part
+
+def slow(*arguments):
+    Path(sys.argv[1], f"worker-{os.getpid()}").touch()
+    time.sleep(float(sys.argv[2]))
+    return make_part(*arguments)
+
+ingest.make_part = slow
+data = make_data({"a": make_source(Path(sys.argv[1], "rows.jsonl"))})
+tokenizer = load_tokenizer(str(embedded.MODEL), None)
+print(len(prepare(data, tokenizer, seed=0, cache=Path(sys.argv[1], "cache")).train))
+""",
+        encoding="utf-8",
+    )
+
+    def start(seconds: str) -> subprocess.Popen[str]:
+        command = [sys.executable, str(script), str(tmp_path), seconds]
+        root = Path(__file__).parents[2]
+        return subprocess.Popen(
+            command,
+            cwd=root,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(root)},
+        )
+
+    killed = start("600")
+    while len(workers := list(tmp_path.glob("worker-*"))) < 2:
+        time.sleep(0.05)
+        assert killed.poll() is None
+    killed.kill()
+    killed.communicate()
+    out, _ = start("0").communicate(timeout=60)
+    assert int(out) > 20
+    for worker in workers:
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(worker.name.removeprefix("worker-")), 0)
+
+
 def test_only_the_source_that_changed_is_read_again(
     mix: Data, run: Prepare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -355,6 +418,39 @@ def test_an_empty_side_is_an_error(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         run(make_data({"a": make_source(write_rows(numbered_rows(20)))}, **changes))
+
+
+def test_an_empty_side_is_an_error_the_second_time_too(write_rows: WriteRows, run: Prepare) -> None:
+    data = make_data({"a": make_source(write_rows(numbered_rows(20)))}, held_out=1e-9)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="no held-out example"):
+            run(data)
+
+
+def test_columns_that_json_lacks_are_kept_in_words(run: Prepare, tmp_path: Path) -> None:
+    table = pyarrow.table(
+        {
+            "prompt": ["Say one.", "Say two.", "Say three.", "Say four.", ""],
+            "response": ["One.", "Two.", "Three.", "Four.", "Nothing."],
+            "made": [datetime.datetime(2026, 1, day) for day in range(1, 6)],
+            "bytes": [b"\xff\x00"] * 5,
+        }
+    )
+    pyarrow.parquet.write_table(table, tmp_path / "rows.parquet")
+    data = make_data({"a": make_source(tmp_path / "rows.parquet")}, held_out=0.5)
+    (rejected,) = run(data).rejected()
+    assert rejected.raw["made"] == "2026-01-05 00:00:00"
+
+
+def test_a_full_disk_is_named_with_the_way_out(
+    mix: Data, run: Prepare, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("dollyllama.data.ingest.write_part", fail)
+    with pytest.raises(ValueError, match=r"No space left on device.*DOLLYLLAMA_CACHE=FOLDER"):
+        run(mix)
 
 
 def test_progress_names_its_stages(mix: Data, run: Prepare) -> None:
