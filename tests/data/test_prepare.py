@@ -233,8 +233,8 @@ from pathlib import Path
 from dollyllama import embedded
 from dollyllama.data import ingest
 from dollyllama.data.prepare import prepare
-from dollyllama.model.load import load_tokenizer
 from tests.data.build import make_data, make_source
+from transformers import AutoTokenizer
 
 ingest.PART_ROWS = 5
 os.sched_getaffinity = lambda pid: {0, 1}
@@ -247,7 +247,7 @@ def slow(*arguments):
 
 ingest.make_part = slow
 data = make_data({"a": make_source(Path(sys.argv[1], "rows.jsonl"))})
-tokenizer = load_tokenizer(str(embedded.MODEL), None)
+tokenizer = AutoTokenizer.from_pretrained(embedded.MODEL)
 print(len(prepare(data, tokenizer, seed=0, cache=Path(sys.argv[1], "cache")).train))
 """,
         encoding="utf-8",
