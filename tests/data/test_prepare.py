@@ -270,7 +270,7 @@ print(len(prepare(data, tokenizer, seed=0, cache=Path(sys.argv[1], "cache")).tra
         assert killed.poll() is None
     killed.kill()
     killed.communicate()
-    out, _ = start("0").communicate(timeout=60)
+    out, _ = start("0").communicate(timeout=600)
     assert int(out) > 20
     for worker in workers:
         with pytest.raises(ProcessLookupError):
