@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 
 from dollyllama import config
 from dollyllama.data.licences import EMBEDDED_LICENCE, stated_licence
+from dollyllama.data.sources import locate
 from dollyllama.embedded import EMBEDDED
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -38,7 +39,8 @@ def test_the_sample_is_the_recipe_on_the_projects_own_rows() -> None:
     sample, recipe = data("data=sample"), data("data=dollyllama")
     assert sample.root == EMBEDDED
     for name, source in sample.sources.items():
-        assert stated_licence(source, root=None) == EMBEDDED_LICENCE
+        place = locate(name, source, root=sample.root)
+        assert stated_licence(source, place.local) == EMBEDDED_LICENCE
         assert source.format == recipe.sources[name].format
         assert source.grader == recipe.sources[name].grader
 
