@@ -143,8 +143,8 @@ EFFECTS = {
         under=["trainer.max_steps=null", "trainer.max_tokens=200"],
     ),
     "trainer.max_seconds": effect(
-        "trainer.max_seconds=3",
-        shows_in=FILES,
+        *("trainer.max_seconds=3", "trainer.max_tokens=null"),
+        shows_in=ADAPTER,
         under=["trainer.max_steps=null", "trainer.max_tokens=200"],
     ),
     "trainer.batch_size": effect("trainer.batch_size=1", shows_in=ADAPTER),
