@@ -364,35 +364,9 @@ def rate(speeds: Sequence[float], times: Sequence[float]) -> float:
 
 def load(run_config: Any, tokenizer: Any) -> Any:
     """The base as a run loads it."""
-    from dollyllama.model.load import load_base
-    from dollyllama.model.precision import upcast
-    from dollyllama.run import choose_device
+    from dollyllama.run import choose_device, load_model
 
-    model = load_base(
-        run_config.model.path,
-        run_config.model.revision,
-        dtype=run_config.model.dtype,
-        quantization=run_config.quantization,
-        device=choose_device(run_config.device),
-        tokenizer=tokenizer,
-    )
-    upcast(model, run_config.precision.upcast)
-    return model
-
-
-def attach(run_config: Any, base: Any) -> Any:
-    from dollyllama.model.adapter import attach_adapter
-
-    lora = run_config.lora
-    return attach_adapter(
-        base,
-        r=lora.r,
-        alpha=lora.alpha,
-        dropout=lora.dropout,
-        variant=lora.variant,
-        targets=lora.target_modules,
-        seed=run_config.seed,
-    )
+    return load_model(run_config, tokenizer, choose_device(run_config.device))
 
 
 def train(run_config: Any, model: Any, tokenizer: Any, rows: Sequence[Any]) -> tuple[Any, Steps]:
@@ -495,6 +469,7 @@ def choices(case: Case) -> None:
     from dollyllama import launch
     from dollyllama.evaluation.loss import average_losses, held_out_loss
     from dollyllama.model.load import load_tokenizer
+    from dollyllama.run import put_adapter
 
     shared = ["tracking=files", *limited(8), "trainer.batch_size=8", "evaluation=none"]
     run_config = launch.compose_run(shared)
@@ -504,7 +479,7 @@ def choices(case: Case) -> None:
         started = time.perf_counter()
         try:
             run_config = launch.compose_run([*shared, *chosen])
-            model = attach(run_config, load(run_config, tokenizer))
+            model = put_adapter(run_config, load(run_config, tokenizer))
             done, steps = train(run_config, model, tokenizer, rows)
             losses = held_out_loss(
                 model, rows[:32], batch_size=32, pad_token_id=tokenizer.pad_token_id
@@ -535,6 +510,7 @@ def gradients(case: Case, rows: Sequence[Any], tokenizer: Any) -> None:
     import torch
 
     from dollyllama import launch
+    from dollyllama.run import put_adapter
 
     def gradient(*chosen: str) -> tuple[float, Any]:
         run_config = launch.compose_run(
@@ -545,7 +521,7 @@ def gradients(case: Case, rows: Sequence[Any], tokenizer: Any) -> None:
                 *(f"trainer.batch_size={len(rows)}", *chosen),
             ]
         )
-        model = attach(run_config, load(run_config, tokenizer))
+        model = put_adapter(run_config, load(run_config, tokenizer))
         _, steps = train(run_config, model, tokenizer, rows)
         parts = [each for name, each in model.named_parameters() if "lora_B" in name]
         return steps.losses[0], torch.cat([each.detach().double().flatten() for each in parts])
@@ -576,7 +552,7 @@ def seven(case: Case) -> None:
     from dollyllama import launch
     from dollyllama.data.store import lengths_of
     from dollyllama.model.load import load_tokenizer
-    from dollyllama.run import run
+    from dollyllama.run import put_adapter, run
 
     recipe_config = launch.compose_run(
         [
@@ -615,7 +591,7 @@ def seven(case: Case) -> None:
         peak_gib=peak_gib(),
         held_gib=torch.cuda.memory_allocated() / 2**30 if torch.cuda.is_available() else math.nan,
     )
-    model = attach(recipe_config, base)
+    model = put_adapter(recipe_config, base)
     rows = training_rows(recipe_config, tokenizer)
     lengths = lengths_of(rows)
     longest = LENGTHS[case.shape]

@@ -44,6 +44,7 @@ from dollyllama.data.near import (
     Copies,
     Indices,
     Shingles,
+    cluster_of,
     content,
     find_copies,
     kept_of,
@@ -319,11 +320,12 @@ def ours(real: Sequence[Origin], planted: Sequence[Planted]) -> tuple[Joined, Co
     values, offsets = shingle_all([row.content for row in real] + [row.content for row in planted])
     numbers = {name: number for number, name in enumerate([*FILES, *EDITS])}
     names = [row.source for row in real] + [row.edit for row in planted]
-    copies = find_copies(values, offsets, np.array([numbers[name] for name in names]))
+    weights = shingle_weights(values, offsets, np.array([numbers[name] for name in names]))
+    copies = find_copies(values, offsets, weights)
     seconds = time.process_time() - start
     within = copies.pairs[:, 1] < len(real)
     among_real = Copies(copies.pairs[within], copies.similarity[within])
-    clusters = among_real.clusters(len(real))
+    clusters = cluster_of(among_real.pairs, len(real))
     found: list[set[int]] = [set() for _ in planted]
     for first, second in copies.pairs[~within].tolist():
         if first < len(real):
@@ -457,8 +459,8 @@ def measure(file: Path, offsets: Path) -> None:
     source = np.arange(len(ends) - 1) * 4 // (len(ends) - 1)
     before = peak_mib()
     start, wall = time.process_time(), time.perf_counter()
-    copies = find_copies(values, ends, source.astype(np.int16))
-    clusters = copies.clusters(len(ends) - 1)
+    copies = find_copies(values, ends, shingle_weights(values, ends, source.astype(np.int16)))
+    clusters = cluster_of(copies.pairs, len(ends) - 1)
     nothing = np.zeros(len(clusters), np.int64)
     kept = kept_of(clusters, nothing > 0, nothing)
     seconds, wall = time.process_time() - start, time.perf_counter() - wall
@@ -506,7 +508,7 @@ def main() -> None:
             f"\nprocessor time, shingles included: ours {own.seconds:.1f} s, datasketch "
             f"{theirs.seconds:.1f} s, ratio {theirs.seconds / own.seconds:.1f}"
         )
-        clusters = copies.clusters(len(real))
+        clusters = cluster_of(copies.pairs, len(real))
         dropped = Counter(row.source for place, row in enumerate(real) if clusters[place] != place)
         print(f"real rows in clusters beyond the first, by source: {dict(sorted(dropped.items()))}")
         print(f"\n{contamination_table(given.folder, real)}\n")

@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -69,6 +69,18 @@ def locked(folder: Path, busy: str | None) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+
+
+def damaged(folder: Path, digests: Mapping[str, str]) -> list[str]:
+    """Names of the files of ``folder`` that are not there or whose bytes are others.
+
+    digests: by name, as of ``digest``.
+    """
+    return [
+        name
+        for name, found in digests.items()
+        if not (folder / name).is_file() or digest(folder / name) != found
+    ]
 
 
 def digest(path: Path) -> str:

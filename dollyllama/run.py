@@ -108,7 +108,7 @@ def run(run_config: config.Run, folder: Path, *, trained: Path | None = None) ->
         print(f"{count_table(data.manifest)}\n")
 
         with _timed(result, "load"):
-            model = _load_base(run_config, tokenizer, device)
+            model = load_model(run_config, tokenizer, device)
         if run_config.evaluation.before and "before" not in result.metrics:
             with _timed(result, "evaluate_before"):
                 _evaluate(run_config, model, tokenizer, data, "before", result, folder, tracker)
@@ -144,7 +144,7 @@ def restore(run_config: config.Run, folder: Path) -> tuple[Any, Any]:
     check_base(run_config, folder)
     check_adapter(folder)
     tokenizer = load_tokenizer(str(adapter), None)
-    model = _load_base(run_config, tokenizer, choose_device(run_config.device))
+    model = load_model(run_config, tokenizer, choose_device(run_config.device))
     return load_adapter(model, adapter), tokenizer
 
 
@@ -271,16 +271,7 @@ def _train(
     tracker: Tracker,
 ) -> Any:
     """Put an adapter on the base, train and save it; not saved when the run is interrupted."""
-    lora = run_config.lora
-    model = attach_adapter(
-        base,
-        r=lora.r,
-        alpha=lora.alpha,
-        dropout=lora.dropout,
-        variant=lora.variant,
-        targets=lora.target_modules,
-        seed=run_config.seed,
-    )
+    model = put_adapter(run_config, base)
     trainable, total = count_parameters(model)
     result.parameters = {"trainable": trainable, "total": total}
     origin["dtypes"] = dtype_census(model)
@@ -332,7 +323,22 @@ def _read_origin(folder: Path) -> dict[str, Any]:
     return dict(origin)
 
 
-def _load_base(run_config: config.Run, tokenizer: Any, device: torch.device) -> Any:
+def put_adapter(run_config: config.Run, base: Any) -> Any:
+    """Put a new adapter, drawn from the run's seed, on a base."""
+    lora = run_config.lora
+    return attach_adapter(
+        base,
+        r=lora.r,
+        alpha=lora.alpha,
+        dropout=lora.dropout,
+        variant=lora.variant,
+        targets=lora.target_modules,
+        seed=run_config.seed,
+    )
+
+
+def load_model(run_config: config.Run, tokenizer: Any, device: torch.device) -> Any:
+    """The base as it is trained on: quantised and upcast."""
     model = load_base(
         run_config.model.path,
         run_config.model.revision,

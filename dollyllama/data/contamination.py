@@ -47,11 +47,11 @@ from dollyllama.data.near import (
 #: phrase. Brown et al. 2020, arXiv:2005.14165, appendix C: 13 in long texts, and 10.
 RUN_WORDS = 13
 _FREQUENT = 10
-#: But who has so large a part of a test's runs has the test, however many others have it too.
-_MOST = 0.5
-#: And what its 12 word pairs weigh at least: a template with a word or two of the question behind
+#: What its 12 word pairs weigh at least: a template with a word or two of the question behind
 #: it weighs 4 to 6, a loop in a program 6, prose 8 and more.
 _LIGHTEST_RUN = 7
+#: Who has so large a part of a test's runs has the test, however many others have it too.
+_MOST = 0.5
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)
 
 #: Tests that one row is compared with in a band.

@@ -160,6 +160,19 @@ def read_humaneval(row: Row) -> Fields:
     )
 
 
+def read_turns(row: Row) -> Fields:
+    """turns: what a user says one after the other, without answers, as FastChat's benchmarks have.
+
+    The last turn is the instruction; ``reference``'s last text, where there is one, the response.
+    """
+    turns = [turn for turn in row["turns"] if isinstance(turn, str)]
+    if not turns:
+        raise ValueError("turns holds no text")
+    reference = row.get("reference") or [""]
+    history = tuple(("user", turn) for turn in turns[:-1])
+    return Fields(turns[-1], str(reference[-1]), history=history)
+
+
 def read_columns(row: Row) -> Fields:
     """instruction, response, input and context, each picked from a column that the source names.
 
@@ -191,19 +204,6 @@ class Format:
             if len(present) > 1:
                 return f"it takes the response from one column and finds {' and '.join(present)}"
         return None
-
-
-def read_turns(row: Row) -> Fields:
-    """turns: what a user says one after the other, without answers, as FastChat's benchmarks have.
-
-    The last turn is the instruction; ``reference``'s last text, where there is one, the response.
-    """
-    turns = [turn for turn in row["turns"] if isinstance(turn, str)]
-    if not turns:
-        raise ValueError("turns holds no text")
-    reference = row.get("reference") or [""]
-    history = tuple(("user", turn) for turn in turns[:-1])
-    return Fields(turns[-1], str(reference[-1]), history=history)
 
 
 FORMATS: dict[RowFormat, Format] = {

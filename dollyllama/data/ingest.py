@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
@@ -29,7 +28,7 @@ from dollyllama.data.example import Example, Rejected
 from dollyllama.data.formats import Row, check_columns, read_example
 from dollyllama.data.near import Content, content, shingle
 from dollyllama.data.quality import apply_rules, check_quality
-from dollyllama.data.readers import Chunk, Damaged
+from dollyllama.data.readers import SHOWN, Chunk, Damaged
 from dollyllama.data.sources import Place, digest_place, digest_rows, iter_rows, locate
 from dollyllama.data.split import side_hash
 from dollyllama.data.store import (
@@ -47,9 +46,6 @@ from dollyllama.orphans import die_with_parent
 
 #: Rows of a part: few enough that several processes finish a source at about the same time.
 PART_ROWS = 2048
-
-#: How much of a row that is too large is kept, in characters.
-_SHOWN = 10_000
 
 #: Called with the number of rows that are done.
 Done = Callable[[int], None]
@@ -89,6 +85,42 @@ def _chunks(job: Job, digests: dict[str, str] | None) -> Iterator[Chunk]:
         chunk_rows=PART_ROWS,
         digests=digests if job.place.local is not None else None,
     )
+
+
+def _parse(job: Job, chunk: Chunk) -> list[Row | Damaged]:
+    """The rows of ``chunk``; those that a source begins with show whether its columns fit."""
+    rows = chunk.parse(_where(job))
+    if chunk.first == 0:
+        whole = [row for row in rows if not isinstance(row, Damaged)]
+        check_columns(whole, name=job.name, location=job.place.name, source=job.source)
+    return rows
+
+
+# --- questions of a benchmark --------------------------------------------------------------------
+
+
+def read_questions(job: Job) -> list[tuple[str, Content]]:
+    """What a benchmark asks, each with its name in words; every turn of a user is a question.
+
+    ValueError when the benchmark cannot be read.
+    """
+    questions = []
+    for chunk in _chunks(job, job.digests):
+        for number, row in enumerate(_parse(job, chunk), start=chunk.first):
+            if isinstance(row, Damaged):
+                raise ValueError(f"{_where(job)} line {row.number} {row.problem}")
+            read = read_example(row, name=job.name, number=number, source=job.source)
+            if isinstance(read, Rejected):
+                raise ValueError(f"{_where(job)} row {number}: {read.detail}")
+            questions += [(f"{job.name} row {number}", each) for each in questions_of(read[0])]
+    return questions
+
+
+def questions_of(example: Example) -> list[Content]:
+    """What an example asks, turn by turn, in ``near.content``'s shape."""
+    last = content(replace(example, history=()))
+    before = [(text, "", "") for role, text in example.history if role == "user"]
+    return [*before, last]
 
 
 # --- one part -----------------------------------------------------------------------------------
@@ -135,10 +167,7 @@ def make_part(job: Job, chunk: Chunk, tokenizer: Any) -> Part:
 
     ValueError when the columns of a source's first rows are not those of its format.
     """
-    read = chunk.parse(_where(job))
-    if chunk.first == 0:
-        rows = [row for row in read if not isinstance(row, Damaged)]
-        check_columns(rows, name=job.name, location=job.place.name, source=job.source)
+    read = _parse(job, chunk)
     examples, rejected, repaired, counts = clean_rows(
         read, job.source, name=job.name, first=chunk.first
     )
@@ -247,38 +276,10 @@ def _in_json(raw: Row | str) -> str:
 def _shortened(raw: Row | str, reason: str) -> str:
     """The same; of a row that is too large its beginning."""
     whole = _in_json(raw)
-    return json.dumps(whole[:_SHOWN]) if reason == "row_too_large" else whole
+    return json.dumps(whole[:SHOWN]) if reason == "row_too_large" else whole
 
 
 # --- all parts ----------------------------------------------------------------------------------
-
-
-def read_questions(job: Job) -> list[tuple[str, Content]]:
-    """What a benchmark asks, each with its name in words; every turn of a user is a question.
-
-    ValueError when the benchmark cannot be read.
-    """
-    questions = []
-    for chunk in _chunks(job, job.digests):
-        rows = chunk.parse(_where(job))
-        check = [row for row in rows if not isinstance(row, Damaged)]
-        if chunk.first == 0:
-            check_columns(check, name=job.name, location=job.place.name, source=job.source)
-        for number, row in enumerate(rows, start=chunk.first):
-            if isinstance(row, Damaged):
-                raise ValueError(f"{_where(job)} line {row.number} {row.problem}")
-            read = read_example(row, name=job.name, number=number, source=job.source)
-            if isinstance(read, Rejected):
-                raise ValueError(f"{_where(job)} row {number}: {read.detail}")
-            questions += [(f"{job.name} row {number}", each) for each in questions_of(read[0])]
-    return questions
-
-
-def questions_of(example: Example) -> list[Content]:
-    """What an example asks, turn by turn, in ``near.content``'s shape."""
-    last = content(replace(example, history=()))
-    before = [(text, "", "") for role, text in example.history if role == "user"]
-    return [*before, last]
 
 
 class Workers:
@@ -349,15 +350,6 @@ def _work(task: tuple[Job, Chunk, Path, int], tokenizer: Any = None) -> int:
     part = make_part(job, chunk, tokenizer or _OWN["tokenizer"])
     write_part(folder, number, part)
     return part.rows["read"]
-
-
-@contextmanager
-def workers(tokenizer: Any) -> Iterator[Workers]:
-    own = Workers(tokenizer)
-    try:
-        yield own
-    finally:
-        own.close()
 
 
 def build_store(job: Job, folder: Path, crew: Workers, done: Done) -> Store:

@@ -11,14 +11,12 @@ import numpy as np
 import numpy.typing as npt
 
 from dollyllama.config import Source
-from dollyllama.data.dedupe import Cluster
+from dollyllama.data.dedupe import Cluster, Places
 from dollyllama.data.example import Split
 from dollyllama.data.ingest import Job
 from dollyllama.data.licences import stated_licence
 from dollyllama.data.mix import MixReport
 from dollyllama.data.store import Corpus
-
-Places = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)

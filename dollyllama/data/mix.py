@@ -121,33 +121,6 @@ def build_mix(
     return np.concatenate(places)[order], MixReport(shares)
 
 
-_HEAD = ["", "rows", "used", "in mix", "repeats", "share", "tokens", "share", "supervised", "share"]
-
-
-def mix_table(report: MixReport) -> str:
-    """What the model will see of each source, a source a line: counts, and shares of the mix."""
-    whole = report.total
-    cells = [_HEAD, *(_cells(name, share, whole) for name, share in report.shares.items())]
-    cells.append(_cells("total", whole, whole))
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = []
-    for name, *numbers in cells:
-        padded = (cell.rjust(width) for cell, width in zip(numbers, widths[1:], strict=True))
-        lines.append("   ".join([name.ljust(widths[0]), *padded]))
-    return "\n".join(lines)
-
-
-def _cells(name: str, share: Share, whole: Share) -> list[str]:
-    cells = [name, f"{share.available:,}", f"{share.chosen:,}"]
-    cells += [f"{share.drawn:,}", f"{share.repeats:.2f}", _percent(share.drawn, whole.drawn)]
-    cells += [f"{share.tokens:,}", _percent(share.tokens, whole.tokens)]
-    return [*cells, f"{share.supervised:,}", _percent(share.supervised, whole.supervised)]
-
-
-def _percent(part: int, whole: int) -> str:
-    return f"{part / whole:.1%}" if whole else "0.0%"
-
-
 # --- how many -----------------------------------------------------------------------------------
 
 

@@ -21,11 +21,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from dollyllama.data.example import Example
 from dollyllama.data.formats import sql_instruction
+from dollyllama.data.split import components
 
 Shingles = npt.NDArray[np.uint32]
 Keys = npt.NDArray[np.uint64]
@@ -88,14 +87,6 @@ class Copies:
 
     pairs: Indices
     similarity: Floats
-
-    def clusters(self, rows: int) -> Indices:
-        """Number what hangs together: (rows,), int64, the smallest row number in each cluster."""
-        first, second = self.pairs.T
-        graph = coo_array((np.ones(len(first), np.bool_), (first, second)), shape=(rows, rows))
-        _, labels_R = connected_components(graph, directed=False)
-        _, first_R = np.unique(labels_R, return_index=True)
-        return np.asarray(first_R[labels_R], np.int64)
 
 
 def content(example: Example) -> Content:
@@ -186,14 +177,13 @@ def _scramble(values: Shingles) -> Shingles:
     return values
 
 
-def find_copies(values_V: Shingles, offsets: Indices, source_R: npt.NDArray[Any]) -> Copies:
+def find_copies(values_V: Shingles, offsets: Indices, weights: Floats) -> Copies:
     """Find the near copies among all rows, within a source and across sources.
 
     values_V, offsets: as of ``shingle``, rows laid end to end; values_V may be mapped from a file.
-    source_R: number of each row's source, from 0; sources of one row are none the worse for it.
-    In memory: 4 MiB a source and about 60 bytes a row. A row without a word is never a copy.
+    weights: as of ``shingle_weights``. In memory: about 60 bytes a row. A row without a word is
+    never a copy.
     """
-    weights = shingle_weights(values_V, offsets, source_R)
     rows = len(offsets) - 1
     found, similarities = [np.empty(0, np.int64)], [np.empty(0, np.float32)]
     for proposed in _propose(values_V, offsets, weights):
@@ -218,6 +208,7 @@ def shingle_weights(values_V: Shingles, offsets: Indices, source_R: npt.NDArray[
     Inverse document frequency (Spärck Jones 1972), from every row to one in a thousand. What is
     frequent in one source is frame there and must be light everywhere, so the source with the
     largest share of rows decides; a small source's share is drawn towards all rows' share.
+    source_R: number of each row's source, from 0. In memory: 4 MiB a source.
     """
     rows_S = np.bincount(source_R)
     counts_SB = np.zeros((len(rows_S), BUCKETS), np.uint32)
@@ -355,10 +346,21 @@ def _release(values_V: Shingles) -> None:
         values_V.base.madvise(mmap.MADV_DONTNEED)
 
 
+def cluster_of(pairs_P2: Indices, rows: int) -> Indices:
+    """Name the cluster of each row: (rows,), int64, the smallest row number in it.
+
+    pairs_P2: rows that are copies of each other, and so are in one cluster.
+    """
+    _, first_R, cluster_R = np.unique(
+        components(pairs_P2, rows), return_index=True, return_inverse=True
+    )
+    return np.asarray(first_R[cluster_R], np.int64)
+
+
 def kept_of(clusters_R: Indices, truncated_R: npt.NDArray[np.bool_], length_R: Indices) -> Indices:
     """Name the row that stays of each row's cluster: (rows,) int64; it names itself.
 
-    clusters_R: as of ``Copies.clusters``. A row that is not truncated goes before one that is, then
+    clusters_R: as of ``cluster_of``. A row that is not truncated goes before one that is, then
     the longer response (``length_R``, in tokens), then the smaller row number.
     """
     order = np.lexsort((np.arange(len(clusters_R)), -length_R, truncated_R, clusters_R))

@@ -14,7 +14,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import version
@@ -27,26 +27,31 @@ import numpy.typing as npt
 from dollyllama import config
 from dollyllama.config import Data, Deduplicate, fingerprint
 from dollyllama.data.contamination import find_contamination
-from dollyllama.data.dedupe import Cluster, clusters_of, first_copies
+from dollyllama.data.dedupe import Cluster, Places, clusters_of, first_copies
 from dollyllama.data.example import Rejected, Split
 from dollyllama.data.ingest import (
     Job,
+    Workers,
     build_store,
     find_source,
     questions_of,
     read_questions,
     settings_of,
-    workers,
 )
 from dollyllama.data.manifest import Found, Late, Mix, describe_sources, total_of
 from dollyllama.data.mix import Pool, build_mix
-from dollyllama.data.near import Content, Copies, content, find_copies, kept_of, shingle_weights
+from dollyllama.data.near import (
+    Content,
+    cluster_of,
+    content,
+    find_copies,
+    kept_of,
+    shingle_weights,
+)
 from dollyllama.data.prompt import check_prompt_format
 from dollyllama.data.split import is_held_out
 from dollyllama.data.store import Corpus, Rows, Store
-from dollyllama.files import digest, locked, write_json
-
-Places = npt.NDArray[np.int64]
+from dollyllama.files import damaged, digest, locked, write_json
 
 #: Called with the stage's name, how much of it is done and how much there is (0: not known).
 Progress = Callable[[str, int, int], None]
@@ -133,7 +138,7 @@ def _make(
         done += rows
         report("reading, cleaning, tokenising", done, 0)
 
-    with workers(tokenizer) as crew:
+    with closing(Workers(tokenizer)) as crew:
         built = {name: build_store(job, stores[name], crew, count) for name, job in jobs.items()}
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder, None):
@@ -168,13 +173,13 @@ def check(data: Data, tokenizer: Any, *, seed: int, cache: Path | None = None) -
     wanted = _wanted(data, tokenizer, seed=seed, cache=cache, report=lambda *_: None)
     if not (wanted.folder / _DIGESTS).is_file():
         raise ValueError(f"{wanted.folder.name} is not prepared: leave out --check to do so")
-    damaged = [str(wanted.folder / name) for name in _damaged(wanted.folder)]
+    found = [str(wanted.folder / name) for name in _damaged(wanted.folder)]
     for place in wanted.stores.values():
         try:
-            damaged += [str(place / name) for name in Store(place).damaged()]
+            found += [str(place / name) for name in Store(place).damaged()]
         except ValueError as error:
-            damaged.append(str(error))
-    return damaged
+            found.append(str(error))
+    return found
 
 
 @contextmanager
@@ -237,33 +242,28 @@ def _combine(
     report("finding copies", 0, 1)
     exact = first_copies(corpus.column("key"))
     repeated = np.flatnonzero(exact != everything)
-    pairs = np.stack([exact[repeated], repeated], axis=1)
-    shingles = scratch / ".shingles"
-    values, offsets = corpus.write_lists("shingles", shingles)
-    found_near = find_copies(values, offsets, sources)
-    copies = Copies(
-        np.concatenate([pairs, found_near.pairs]),
-        np.concatenate([np.ones(len(pairs), np.float32), found_near.similarity]),
-    )
-    kept = {
-        Deduplicate.none: everything,
-        Deduplicate.exact: exact,
-        Deduplicate.near: kept_of(
-            copies.clusters(len(corpus)),
+    values, offsets = corpus.lay_out("shingles", scratch)
+    weights = shingle_weights(values, offsets, sources)
+    near = find_copies(values, offsets, weights).pairs
+    copies = np.concatenate([np.stack([exact[repeated], repeated], axis=1), near])
+    kept = everything
+    if data.deduplicate is Deduplicate.exact:
+        kept = exact
+    elif data.deduplicate is Deduplicate.near:
+        kept = kept_of(
+            cluster_of(copies, len(corpus)),
             corpus.column("truncated"),
             corpus.column("held_out_supervised"),
-        ),
-    }[data.deduplicate]
-    clusters = clusters_of(kept)
+        )
+    groups = clusters_of(kept)
     stays = kept == everything
-    held_out = is_held_out(corpus.column("side"), copies.pairs, data.held_out)
+    held_out = is_held_out(corpus.column("side"), copies, data.held_out)
 
     training = np.flatnonzero(stays & ~held_out)
     evaluated = np.flatnonzero(stays & held_out)
     found: list[Found] = []
     if data.decontaminate:
         report("looking for contamination", 0, 1)
-        weights = shingle_weights(values, offsets, sources)
         found = _contaminated(corpus, training, evaluated, tests, values, offsets, weights)
         training = np.setdiff1d(training, [each.place for each in found], assume_unique=True)
 
@@ -293,7 +293,7 @@ def _combine(
             "duplicate_row" if exact[row] != row else "near_duplicate",
             f"copy of {corpus.called(each.kept)}",
         )
-        for each in clusters
+        for each in groups
         for row in each.dropped
     ]
     late += [
@@ -302,7 +302,7 @@ def _combine(
     ]
     late.sort(key=lambda each: each.place)
     return Mix(
-        corpus, np.flatnonzero(stays), training[order], evaluated, clusters, late, found, shares
+        corpus, np.flatnonzero(stays), training[order], evaluated, groups, late, found, shares
     )
 
 
@@ -404,7 +404,6 @@ def _save(mix: Mix, manifest: dict[str, Any], folder: Path) -> None:
     _write_lines(folder / CLUSTERS, (_cluster(each, mix) for each in mix.clusters))
     _write_lines(folder / CONTAMINATION, (_contamination(each, mix) for each in mix.found))
     write_json(folder / "manifest.json", manifest)
-    (folder / ".shingles").unlink(missing_ok=True)
     names = [path.name for path in sorted(folder.iterdir()) if path.name != _DIGESTS]
     write_json(folder / _DIGESTS, {name: digest(folder / name) for name in names})
 
@@ -477,10 +476,6 @@ def _load(folder: Path, stores: Mapping[str, Path]) -> PreparedData | None:
 def _damaged(folder: Path) -> list[str]:
     """Names of a mix's files whose bytes are not what was written."""
     try:
-        digests = json.loads((folder / _DIGESTS).read_text(encoding="utf-8"))
-        files = {name: folder / name for name in digests}
-    except (OSError, ValueError, TypeError):
+        return damaged(folder, json.loads((folder / _DIGESTS).read_text(encoding="utf-8")))
+    except (OSError, ValueError, AttributeError):
         return [_DIGESTS]
-    return [
-        name for name, path in files.items() if not path.is_file() or digest(path) != digests[name]
-    ] or ([] if digests else [_DIGESTS])

@@ -32,7 +32,7 @@ SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet", ".csv")
 _CHUNK_BYTES = 8_000_000
 
 #: How much of a line is kept to show what was rejected, in characters.
-_SHOWN = 10_000
+SHOWN = 10_000
 
 #: First bytes of what is often saved under a wrong name, and what to do about it.
 _SIGNATURES = (
@@ -153,7 +153,7 @@ def _read_lines(path: Path, where: str, chunk_rows: int) -> Iterator[Chunk]:
         first, start, rows, size = 0, 1, 0, 0
         for number, line in enumerate(iter(partial(file.readline, MAX_ROW), b""), start=1):
             if len(line) == MAX_ROW and not line.endswith(b"\n"):
-                entries.append(_too_long(number, line[: 4 * _SHOWN]))
+                entries.append(_too_long(number, line[: 4 * SHOWN]))
                 while (line := file.readline(MAX_ROW)) and not line.endswith(b"\n"):
                     pass
                 rows += 1
@@ -175,7 +175,7 @@ def _too_long(number: int, start: bytes) -> Damaged:
 
 
 def _show(line: bytes) -> str:
-    return line.rstrip(b"\r\n")[: 4 * _SHOWN].decode("utf-8", "replace")[:_SHOWN]
+    return line.rstrip(b"\r\n")[: 4 * SHOWN].decode("utf-8", "replace")[:SHOWN]
 
 
 def _parse_line(line: bytes, number: int) -> Row | Damaged:
@@ -279,7 +279,7 @@ class _Text:
 
     def last(self) -> str:
         """The text of the last value, or the beginning of it."""
-        return self.text[self.start : self.at][:_SHOWN]
+        return self.text[self.start : self.at][:SHOWN]
 
     def _may_be_cut(self, error: json.JSONDecodeError) -> bool:
         """Whether more text could mend this: it is about the end of what there is, or a string."""
@@ -391,7 +391,7 @@ def _bad_cells(number: int, error: csv.Error, line: str) -> Damaged:
 
 
 def _bytes(line: str) -> bytes:
-    return line[:_SHOWN].encode(errors="surrogateescape")
+    return line[:SHOWN].encode(errors="surrogateescape")
 
 
 def _read_parquet(path: Path, where: str, batch_rows: int) -> Iterator[Row]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
+from dollyllama.data.flow import step_of
+from dollyllama.data.mix import MixReport, Share
 from dollyllama.data.prepare import PreparedData
 from dollyllama.data.store import Rows
 from dollyllama.data.tokens import EncodedExample
@@ -18,10 +19,6 @@ RECIPE = {
     "mosaicml/dolly_hhrlhf": (59_310 + 5_129, 39_420),
     "qwedsacf/grade-school-math-instructions": (8_792, 8_792),
 }
-
-#: Reasons that are found only when all rows are there.
-_COPIES = ("duplicate_row", "near_duplicate")
-_LATE = (*_COPIES, "contaminated")
 
 
 def count_table(manifest: dict[str, Any]) -> str:
@@ -49,9 +46,10 @@ def count_table(manifest: dict[str, Any]) -> str:
         lack = [here - there for here, there in zip(read, _with_sum(upstream), strict=True)]
         lines += [("  lacking here", lack)]
     lines += [rows("read here", "read")]
-    lines += [without(reason) for reason in reasons if reason not in _LATE]
+    late = ("deduplicated", "decontaminated")
+    lines += [without(reason) for reason in reasons if step_of(reason) not in late]
     lines += [rows("= fit by themselves", "fits")]
-    lines += [without(reason) for reason in _COPIES if reason in reasons]
+    lines += [without(reason) for reason in reasons if step_of(reason) == "deduplicated"]
     lines += [rows("= usable here", "deduplicated")]
     if compare:
         kept = _with_sum(recipe)
@@ -60,7 +58,7 @@ def count_table(manifest: dict[str, Any]) -> str:
             ("  difference", [here - there for here, there in zip(usable, kept, strict=True)]),
         ]
     lines += [None, ("  - held out", [-column["rows"]["held_out"] for column in columns])]
-    lines += [without(reason) for reason in ("contaminated",) if reason in reasons]
+    lines += [without(reason) for reason in reasons if step_of(reason) == "decontaminated"]
     lines += [rows("= training side", "train")]
     lines += [("  - not drawn (weights, caps)", [-c["rows"]["not_drawn"] for c in columns])]
     lines += [("  + repeats", [_repeats(column) for column in columns])]
@@ -71,7 +69,8 @@ def count_table(manifest: dict[str, Any]) -> str:
         ("  with a loss", [part["supervised"] for part in training]),
         ("  responses cut short", [part["truncated"] for part in training]),
     ]
-    table = _align(["rows", *sources, "total"], lines)
+    cells = [[line[0], *map(_number, line[1])] if line else [] for line in lines]
+    table = _align([["rows", *sources, "total"], *cells])
     if compare and "mosaicml/dolly_hhrlhf" in ids:
         table += (
             "\nThe recipe trained on 72,763 rows; 39,420 of dolly_hhrlhf is that less the other "
@@ -89,11 +88,10 @@ def _with_sum(numbers: list[int]) -> list[int]:
     return [*numbers, sum(numbers)]
 
 
-def _align(head: list[str], lines: Iterable[tuple[str, list[int]] | None]) -> str:
-    """Set a table of right-aligned numbers; None is an empty line."""
-    cells = [head, *([line[0], *map(_number, line[1])] if line else [] for line in lines)]
+def _align(cells: list[list[str]]) -> str:
+    """Set a table of right-aligned columns behind its first; an empty row is an empty line."""
     full = [row for row in cells if row]
-    widths = [max(len(row[place]) for row in full) for place in range(len(head))]
+    widths = [max(map(len, column)) for column in zip(*full, strict=True)]
     text = []
     for row in cells:
         numbers = [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=False)]
@@ -103,6 +101,28 @@ def _align(head: list[str], lines: Iterable[tuple[str, list[int]] | None]) -> st
 
 def _number(value: int) -> str:
     return f"{value:,}" if value else "·"
+
+
+_HEAD = ["", "rows", "used", "in mix", "repeats", "share", "tokens", "share", "supervised", "share"]
+
+
+def mix_table(report: MixReport) -> str:
+    """What the model will see of each source, a source a line: counts, and shares of the mix."""
+    whole = report.total
+    cells = [_HEAD, *(_cells(name, share, whole) for name, share in report.shares.items())]
+    cells.append(_cells("total", whole, whole))
+    return _align(cells)
+
+
+def _cells(name: str, share: Share, whole: Share) -> list[str]:
+    cells = [name, f"{share.available:,}", f"{share.chosen:,}"]
+    cells += [f"{share.drawn:,}", f"{share.repeats:.2f}", _percent(share.drawn, whole.drawn)]
+    cells += [f"{share.tokens:,}", _percent(share.tokens, whole.tokens)]
+    return [*cells, f"{share.supervised:,}", _percent(share.supervised, whole.supervised)]
+
+
+def _percent(part: int, whole: int) -> str:
+    return f"{part / whole:.1%}" if whole else "0.0%"
 
 
 _DIM, _PLAIN = "\x1b[2m", "\x1b[0m"

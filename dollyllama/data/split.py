@@ -49,6 +49,13 @@ def side_hash(group: str) -> int:
     return int.from_bytes(hashlib.sha256(group.encode("utf-8", "surrogatepass")).digest()[:8])
 
 
+def components(pairs: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int32]:
+    """Number what hangs together among ``count`` things: (count,), by (n, 2) pairs of them."""
+    first, second = pairs.reshape(-1, 2).T
+    graph = coo_array((np.ones(len(first), np.bool_), (first, second)), shape=(count, count))
+    return np.asarray(connected_components(graph, directed=False)[1])
+
+
 def is_held_out(
     sides: npt.NDArray[np.uint64], together: npt.NDArray[np.int64], held_out: float
 ) -> npt.NDArray[np.bool_]:
@@ -59,9 +66,7 @@ def is_held_out(
     whose second hash is smallest, so that joining makes neither side larger.
     """
     groups, row_group = np.unique(sides, return_inverse=True)
-    edges = row_group[together].reshape(-1, 2)
-    graph = coo_array((np.ones(len(edges), np.bool_), tuple(edges.T)), shape=(len(groups),) * 2)
-    joined = connected_components(graph, directed=False)[1]
+    joined = components(row_group[together], len(groups))
     # Of each component the group with the smallest second hash speaks for all.
     order = np.lexsort((groups * _SECOND_HASH, joined))
     starts = np.flatnonzero(np.diff(joined[order], prepend=-1))

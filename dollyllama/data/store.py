@@ -8,6 +8,7 @@ a build that was killed goes on behind it. Nothing here knows where rows come fr
 from __future__ import annotations
 
 import json
+import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ import pyarrow as pa
 
 from dollyllama.data.example import Example, Split
 from dollyllama.data.tokens import EncodedExample
-from dollyllama.files import digest, write_json
+from dollyllama.files import damaged, digest, write_json
 
 Array = npt.NDArray[Any]
 
@@ -81,10 +82,7 @@ class Part:
 def part_is_there(folder: Path, number: int) -> bool:
     """Whether part ``number`` was written whole and is undamaged."""
     note = _note(folder, number)
-    return note is not None and all(
-        (folder / name).is_file() and digest(folder / name) == found
-        for name, found in note["digests"].items()
-    )
+    return note is not None and not damaged(folder, note["digests"])
 
 
 def write_part(folder: Path, number: int, part: Part) -> None:
@@ -102,7 +100,6 @@ def write_part(folder: Path, number: int, part: Part) -> None:
         {
             "digests": digests,
             "kept": len(part.kept),
-            "refused": len(part.refused),
             "rows": dict(part.rows),
             "repaired": dict(part.repaired),
             "rejected": dict(part.rejected),
@@ -124,11 +121,10 @@ _WHOLE = "store.json"
 def finish_store(folder: Path, parts: int) -> None:
     """Say that the store is whole: ``parts`` parts and no more."""
     notes = [json.loads((folder / f"{number:05d}.json").read_bytes()) for number in range(parts)]
-    total: dict[str, Any] = {"parts": [], "digests": {}}
+    total: dict[str, Any] = {"kept": [note["kept"] for note in notes], "digests": {}}
     for key in ("rows", "repaired", "rejected"):
         total[key] = dict(sum((Counter(note[key]) for note in notes), Counter()))
     for note in notes:
-        total["parts"].append([note["kept"], note["refused"]])
         total["digests"] |= note["digests"]
     write_json(folder / _WHOLE, total)
 
@@ -140,29 +136,20 @@ class Store:
         self.folder = folder
         try:
             self._about = json.loads((folder / _WHOLE).read_text(encoding="utf-8"))
-            counts = self._about["parts"]
+            kept = self._about["kept"]
             self.rows, self.repaired, self.rejected = (
                 Counter[str](self._about[key]) for key in ("rows", "repaired", "rejected")
             )
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{folder} holds no prepared source") from error
-        self.starts = np.array([0, *accumulate(kept for kept, _ in counts)], np.int64)
-        self._refused = [refused for _, refused in counts]
+        self.starts = np.array([0, *accumulate(kept)], np.int64)
 
     def __len__(self) -> int:
         return int(self.starts[-1])
 
-    @property
-    def bytes(self) -> int:
-        return sum((self.folder / name).stat().st_size for name in self._about["digests"])
-
     def damaged(self) -> list[str]:
         """Names of files whose bytes are not what was written."""
-        return [
-            name
-            for name, found in self._about["digests"].items()
-            if not (self.folder / name).is_file() or digest(self.folder / name) != found
-        ]
+        return damaged(self.folder, self._about["digests"])
 
     def discard(self) -> None:
         """Forget that the store is whole, so that what is damaged of it is made again."""
@@ -170,13 +157,8 @@ class Store:
 
     def column(self, name: str) -> Array:
         """A column of fixed width over all rows."""
-        parts = [
-            batch.column(name).to_numpy(zero_copy_only=False)
-            for batch in self._batches()
-            if len(batch)
-        ]
-        kind = np.bool_ if name == "truncated" else KEPT.field(name).type.to_pandas_dtype()
-        return np.concatenate(parts) if parts else np.empty(0, kind)
+        parts = [batch.column(name).to_numpy(zero_copy_only=False) for batch in self._batches()]
+        return np.concatenate([np.empty(0, KEPT.field(name).type.to_pandas_dtype()), *parts])
 
     def lists(self, name: str) -> Iterator[tuple[Array, Array]]:
         """A column of lists, part by part: flat values and the length of each list."""
@@ -184,9 +166,9 @@ class Store:
             column = batch.column(name)
             yield column.flatten().to_numpy(), np.diff(column.offsets.to_numpy())
 
-    def _batches(self) -> Iterator[pa.RecordBatch]:
+    def _batches(self, kind: str = "kept") -> Iterator[pa.RecordBatch]:
         for number in range(len(self.starts) - 1):
-            yield _open(self.folder / f"{number:05d}.kept.arrow")
+            yield _open(self.folder / f"{number:05d}.{kind}.arrow")
 
     def find(self, place: int) -> tuple[pa.RecordBatch, int]:
         """The batch that holds the row at ``place`` (from 0), and where in it."""
@@ -196,8 +178,7 @@ class Store:
 
     def refused(self) -> Iterator[tuple[int, str, str, str]]:
         """The rows that are not fit to use, in upstream's order: row, reason, detail, raw JSON."""
-        for number in range(len(self._refused)):
-            batch = _open(self.folder / f"{number:05d}.refused.arrow")
+        for batch in self._batches("refused"):
             yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
 
 
@@ -228,20 +209,21 @@ class Corpus:
         """A column of fixed width over all rows."""
         return np.concatenate([store.column(name) for store in self.stores.values()])
 
-    def write_lists(self, name: str, file: Path) -> tuple[Array, npt.NDArray[np.int64]]:
-        """Lay a column of lists out in ``file``: flat values, mapped, and offsets (rows + 1)."""
-        lengths = []
+    def lay_out(self, name: str, folder: Path) -> tuple[Array, npt.NDArray[np.int64]]:
+        """Lay a column of lists end to end: flat values and offsets (rows + 1).
+
+        The values are mapped from a file in ``folder`` that has no name and goes with them.
+        """
+        lengths = [np.zeros(1, np.int64)]
         kind = KEPT.field(name).type.value_type.to_pandas_dtype()
-        with file.open("wb") as out:
+        with tempfile.TemporaryFile(dir=folder) as file:
             for store in self.stores.values():
                 for values, sizes in store.lists(name):
-                    out.write(values.tobytes())
+                    file.write(values.tobytes())
                     lengths.append(sizes)
-        offsets = np.zeros(len(self) + 1, np.int64)
-        np.cumsum(np.concatenate(lengths), out=offsets[1:]) if len(self) else None
-        if not offsets[-1]:
-            return np.empty(0, kind), offsets
-        return np.memmap(file, kind, mode="r"), offsets
+            offsets = np.cumsum(np.concatenate(lengths))
+            values = np.memmap(file, kind, mode="r") if offsets[-1] else np.empty(0, kind)
+        return values, offsets
 
     def _find(self, place: int) -> tuple[str, pa.RecordBatch, int]:
         number = int(np.searchsorted(self.starts, place, side="right")) - 1

@@ -30,10 +30,10 @@ def main(arguments: Sequence[str]) -> int:
     preflight.check(run_config)
 
     from dollyllama.bars import stage_bar
-    from dollyllama.data.mix import MixReport, Share, mix_table
+    from dollyllama.data.mix import MixReport, Share
     from dollyllama.data.prepare import RECORD, check, write_record
     from dollyllama.data.prepare import prepare as prepare_data
-    from dollyllama.data.show import count_table, show_examples
+    from dollyllama.data.show import count_table, mix_table, show_examples
     from dollyllama.model.load import load_tokenizer
 
     tokenizer = load_tokenizer(run_config.model.path, run_config.model.revision)

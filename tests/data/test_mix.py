@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from dollyllama.data.mix import MixReport, Pool, Share, _quotas, _splitmix64, build_mix, mix_table
+from dollyllama.data.mix import MixReport, Pool, Share, _quotas, _splitmix64, build_mix
+from dollyllama.data.show import mix_table
 from tests.data.build import make_data, make_source
 
 SIZES = {"a": 40, "b": 20}

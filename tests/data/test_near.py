@@ -6,6 +6,7 @@ import random
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from dollyllama.data import near
@@ -14,7 +15,10 @@ from dollyllama.data.near import (
     BUCKETS,
     Content,
     Copies,
+    Indices,
+    Shingles,
     bucket,
+    cluster_of,
     content,
     find_copies,
     kept_of,
@@ -37,8 +41,12 @@ def make_rows(count: int, *, seed: int = 0, words: int = 20) -> list[Content]:
     return [(sentence(rng, words), "", sentence(rng, words)) for _ in range(count)]
 
 
+def copies_of(values: Shingles, offsets: Indices, source: npt.NDArray[np.int64]) -> Copies:
+    return find_copies(values, offsets, shingle_weights(values, offsets, source))
+
+
 def found(rows: list[Content], source: list[int] | None = None) -> list[tuple[int, int]]:
-    copies = find_copies(*shingle(rows), np.array(source or [0] * len(rows)))
+    copies = copies_of(*shingle(rows), np.array(source or [0] * len(rows)))
     return [(int(first), int(second)) for first, second in copies.pairs]
 
 
@@ -77,7 +85,7 @@ def test_a_word_is_hashed_alike_wherever_it_stands() -> None:
 def test_nothing_to_shingle_is_no_error() -> None:
     values, offsets = shingle([])
     assert (len(values), offsets.tolist()) == (0, [0])
-    assert len(find_copies(values, offsets, np.zeros(0, np.int64)).pairs) == 0
+    assert len(copies_of(values, offsets, np.zeros(0, np.int64)).pairs) == 0
     assert found([("", "", ""), ("!?", "", "")]) == []
 
 
@@ -142,9 +150,7 @@ def compared(first: Content, second: Content) -> tuple[float, list[float]]:
     return common / union, fields
 
 
-def test_pairs_and_similarities_are_those_of_a_comparison_of_all_with_all(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_pairs_and_similarities_are_those_of_a_comparison_of_all_with_all() -> None:
     rows = make_rows(150)
     rng = random.Random(1)
     for row in range(60):
@@ -153,8 +159,7 @@ def test_pairs_and_similarities_are_those_of_a_comparison_of_all_with_all(
             question = edit(question, rng.randrange(20), f"new{rng.randrange(1000)}")
             answer = edit(answer, rng.randrange(20), f"new{rng.randrange(1000)}")
         rows.append((question, given, answer if row % 5 else "something else"))
-    monkeypatch.setattr(near, "shingle_weights", lambda *_: np.ones(BUCKETS, np.float32))
-    copies = find_copies(*shingle(rows), np.zeros(len(rows), np.int64))
+    copies = find_copies(*shingle(rows), np.ones(BUCKETS, np.float32))
     expected = {}
     for pair in itertools.combinations(range(len(rows)), 2):
         similarity, fields = compared(*(rows[row] for row in pair))
@@ -232,8 +237,8 @@ def test_a_crowd_of_copies_hangs_together_and_costs_no_square() -> None:
     rows = make_rows(3000)
     question, given, answer = rows[0]
     rows += [(edit(question, row % 20, f"new{row}"), given, answer) for row in range(150)]
-    copies = find_copies(*shingle(rows), np.zeros(3150, np.int64))
-    clusters = copies.clusters(3150)
+    copies = copies_of(*shingle(rows), np.zeros(3150, np.int64))
+    clusters = cluster_of(copies.pairs, 3150)
     assert (clusters[3000:] == 0).all()
     assert len(np.unique(clusters)) == 3000
     # Each with eight neighbours in each band, of 11,325 pairs that there are.
@@ -247,12 +252,12 @@ def test_rows_in_a_mapped_file_and_in_small_chunks_give_the_same(
     rows += [(edit(question, 1), given, answer) for question, given, answer in rows[:30]]
     values, offsets = shingle(rows)
     source = np.arange(110) % 3
-    expected = find_copies(values, offsets, source)
+    expected = copies_of(values, offsets, source)
     assert len(expected.pairs) == 30
     values.tofile(tmp_path / "values")
     monkeypatch.setattr(near, "_AT_ONCE", 100)
     mapped = np.memmap(tmp_path / "values", np.uint32, mode="r")
-    again = find_copies(mapped, offsets, source)
+    again = copies_of(mapped, offsets, source)
     assert again.pairs.tolist() == expected.pairs.tolist()
     assert again.similarity == pytest.approx(expected.similarity)
 
@@ -261,10 +266,9 @@ def test_rows_in_a_mapped_file_and_in_small_chunks_give_the_same(
 
 
 def test_what_hangs_together_is_one_cluster_named_by_its_first_row() -> None:
-    copies = Copies(np.array([[1, 4], [2, 3], [4, 5]]), np.ones(3, np.float32))
-    assert copies.clusters(7).tolist() == [0, 1, 2, 2, 1, 1, 6]
-    nothing = Copies(np.empty((0, 2), np.int64), np.empty(0, np.float32))
-    assert nothing.clusters(3).tolist() == [0, 1, 2]
+    pairs = np.array([[1, 4], [2, 3], [4, 5]])
+    assert cluster_of(pairs, 7).tolist() == [0, 1, 2, 2, 1, 1, 6]
+    assert cluster_of(np.empty((0, 2), np.int64), 3).tolist() == [0, 1, 2]
 
 
 def test_of_a_cluster_stays_the_whole_then_the_longest_then_the_first_row() -> None:

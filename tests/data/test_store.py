@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from dollyllama.config import LossOn, RowFormat
 from dollyllama.data.example import Split
-from dollyllama.data.ingest import Job, build_store, find_source, workers
+from dollyllama.data.ingest import Job, Workers, build_store, find_source
 from dollyllama.data.near import content, shingle
 from dollyllama.data.store import Corpus, Rows, Store, lengths_of, sources_of
 from dollyllama.data.tokens import encode_all
@@ -48,7 +49,7 @@ def store(
     monkeypatch: pytest.MonkeyPatch,
 ) -> Store:
     monkeypatch.setattr("dollyllama.data.ingest.PART_ROWS", 4)
-    with workers(byte_tokenizer) as crew:
+    with closing(Workers(byte_tokenizer)) as crew:
         return build_store(job, tmp_path / "store", crew, lambda rows: None)
 
 
@@ -86,7 +87,7 @@ def test_columns_and_lists_span_the_parts(store: Store, tmp_path: Path) -> None:
     assert corpus.column("tokens").tolist() == [len(row.ids) for row in rows]
     assert corpus.column("supervised").tolist() == [row.supervised for row in rows]
     assert corpus.column("id").tolist() == [int(row.example.id, 16) for row in rows]
-    values, offsets = corpus.write_lists("shingles", tmp_path / "lists")
+    values, offsets = corpus.lay_out("shingles", tmp_path)
     expected, ends = shingle([content(row.example) for row in rows])
     assert np.array_equal(values, expected)
     assert np.array_equal(offsets, ends)
