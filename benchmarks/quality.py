@@ -36,7 +36,8 @@ def main() -> None:
     parser.add_argument("--rule", type=Quality, choices=list(Quality), help="show this one's alone")
     parser.add_argument("--seed", type=int, default=0, help="of the samples")
     options = parser.parse_args()
-    usable = read_usable(options.folder)
+    # Benchmarks without answers have no usable row.
+    usable = {name: own for name, own in read_usable(options.folder).items() if own[1]}
     if not usable:
         parser.error(f"{options.folder} has the file of no source in {SOURCES}")
     dropped: Dropped = {}
@@ -76,27 +77,25 @@ def read_usable(folder: Path) -> dict[str, tuple[Grader, list[Example]]]:
 def counts_table(sizes: dict[str, int], dropped: Dropped) -> Table:
     table = Table("rule", *(f"{name}\n{size:,} rows" for name, size in sizes.items()))
     for rule in Quality:
-        cells = (
-            f"{len(found):,} ({len(found) / sizes[name]:.2%})"
-            if (found := dropped[name, rule])
-            else "0"
-            for name in sizes
-        )
+        cells = (_share(len(dropped[name, rule]), sizes[name]) for name in sizes)
         table.add_row(rule.value, *cells)
     rows = {
         name: {each.row for rule in Quality for each, _ in dropped[name, rule]} for name in sizes
     }
-    table.add_row(
-        "any", *(f"{len(rows[name]):,} ({len(rows[name]) / sizes[name]:.2%})" for name in sizes)
-    )
+    table.add_row("any", *(_share(len(rows[name]), sizes[name]) for name in sizes))
     return table
+
+
+def _share(count: int, whole: int) -> str:
+    return f"{count:,} ({count / whole:.2%})" if count else "0"
 
 
 def times_table(sizes: dict[str, int], seconds: dict[tuple[str, Quality], float]) -> Table:
     table = Table("µs a row", *sizes)
     for rule in Quality:
         table.add_row(
-            rule.value, *(f"{seconds[name, rule] / sizes[name] * 1e6:.1f}" for name in sizes)
+            rule.value,
+            *(f"{seconds[name, rule] / sizes[name] * 1e6:.1f}" for name in sizes),
         )
     totals = {name: sum(seconds[name, rule] for rule in Quality) for name in sizes}
     table.add_row("all", *(f"{totals[name] / sizes[name] * 1e6:.1f}" for name in sizes))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from dollyllama.config import Commercial, PromptFormat
 from dollyllama.data.licences import commercial_use
 from dollyllama.data.prompt import END_MARKER, format_prompt
-from dollyllama.embedded import EMBEDDED
+from dollyllama.embedded import DATA, EMBEDDED
 from dollyllama.evaluation.metric import DETAILS, LENGTHS
 
 #: Licence ids that the Hub knows, by the names that configs use.
@@ -191,12 +191,15 @@ def _front_matter(
     from huggingface_hub import EvalResult, ModelCardData
 
     sources = data["sources"]
-    upstream = {source: _upstream(about["upstream"]) for source, about in sources.items()}
-    published = data["settings"]["root"] != EMBEDDED
+    upstream = {
+        source: _upstream(about["upstream"])
+        for source, about in sources.items()
+        if not _is_sample(about, data)
+    }
     evaluated = [
         EvalResult(
             task_type="text-generation",
-            dataset_type=upstream.get(source, source) if published else source,
+            dataset_type=upstream.get(source, source),
             dataset_name=f"{source}, held out",
             metric_type=_METRIC_TYPES.get(what, what),
             metric_name=metric["name"],
@@ -207,7 +210,7 @@ def _front_matter(
         for what, _, source in [metric["name"].partition("/")]
         if what not in {*DETAILS, *LENGTHS}
     ]
-    datasets = [path for path in sorted(set(upstream.values())) if published and "/" in path]
+    datasets = [path for path in sorted(set(upstream.values())) if "/" in path]
     metadata = ModelCardData(
         base_model=base_name(config["model"]["path"]),
         datasets=datasets or None,
@@ -353,12 +356,19 @@ def _evaluation(result: dict[str, Any]) -> list[str]:
     ]
 
 
+def _is_sample(source: dict[str, Any], data: dict[str, Any]) -> bool:
+    """Whether a source's rows are the project's own, whatever data set they stand for."""
+    own = Path(source.get("read_from", DATA)).is_relative_to(DATA)
+    return bool(data["settings"]["root"] == EMBEDDED and own)
+
+
 def _data_table(data: dict[str, Any]) -> str:
-    published = data["settings"]["root"] != EMBEDDED
     rows = [
         (
             name,
-            _upstream(source["upstream"]) if published else "DollyLlama's generated sample",
+            "DollyLlama's generated sample"
+            if _is_sample(source, data)
+            else _upstream(source["upstream"]),
             source["licence"]["name"],
             source["licence"]["stated_at"],
             source["licence"]["commercial"],

@@ -82,6 +82,16 @@ def test_the_embedded_model_is_named_not_located() -> None:
     assert "from dollyllama.embedded import MODEL" in card
 
 
+def test_a_users_source_beside_the_sample_is_named() -> None:
+    data = run_record.data("embedded")
+    data["sources"]["sql"]["read_from"] = "/home/some.person/data/sql.jsonl"
+    card = _card(data=data)
+    assert ModelCard(card).data.datasets == ["b-mc2/sql-create-context"]
+    (row,) = [line for line in card.splitlines() if line.startswith("| sql | b-mc2/")]
+    assert "generated sample" not in row
+    assert "| maths | DollyLlama's generated sample |" in card
+
+
 @pytest.mark.parametrize(
     ("path", "expected"),
     [

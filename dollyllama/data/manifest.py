@@ -112,6 +112,7 @@ def describe_sources(
             "rows": rows,
             "repaired": dict(sorted(store.repaired.items())),
             "rejected": rejected,
+            "gives_away": _given_away(mix, start, stop),
             "tokens": {
                 side.value: _count(
                     tokens["tokens"][found], supervised[side][found], tokens["truncated"][found]
@@ -120,6 +121,12 @@ def describe_sources(
             },
         }
     return described
+
+
+def _given_away(mix: Mix, start: int, stop: int) -> dict[str, int]:
+    """Rows of a source, by its places in the corpus, that left for a test: by benchmark."""
+    tests = (each.test.rpartition(" row ")[0] for each in mix.found if start <= each.place < stop)
+    return dict(sorted(Counter(test.partition(" ")[0] for test in tests).items()))
 
 
 def _count(

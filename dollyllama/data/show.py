@@ -71,6 +71,10 @@ def count_table(manifest: dict[str, Any]) -> str:
     ]
     cells = [[line[0], *map(_number, line[1])] if line else [] for line in lines]
     table = _align([["rows", *sources, "total"], *cells])
+    for name, source in sources.items():
+        if found := source["gives_away"]:
+            tests = ", ".join(f"{count:,} {test}" for test, count in found.items())
+            table += f"\n{name} gives away: {tests}"
     if compare and "mosaicml/dolly_hhrlhf" in ids:
         table += (
             "\nThe recipe trained on 72,763 rows; 39,420 of dolly_hhrlhf is that less the other "

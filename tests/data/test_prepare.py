@@ -508,6 +508,7 @@ def test_rows_that_give_a_benchmark_away_leave_the_training_side(
     assert all(POEM in each["question"] for each in by_row.values())
     rejected = [each for each in prepared.rejected() if each.reason == "contaminated"]
     assert by_row.keys() <= {each.row for each in rejected}
+    assert prepared.manifest["sources"]["a"]["gives_away"]["bench"] == len(by_row)
     assert all(each.raw["prompt"] for each in rejected)
 
 
