@@ -35,6 +35,8 @@ from dollyllama.evaluation.metric import Metric
 from dollyllama.evaluation.suite import Evaluated, evaluate, select
 from dollyllama.evaluation.table import compare_table
 from dollyllama.explain import one_line
+from dollyllama.fast.attach import left_out
+from dollyllama.fast.projections import products_in
 from dollyllama.files import locked, read_json_lines, write_json, write_json_lines, write_text
 from dollyllama.model.adapter import attach_adapter, count_parameters, load_adapter, save_adapter
 from dollyllama.model.load import load_base, load_merged, load_tokenizer
@@ -275,8 +277,10 @@ def _train(
     trainable, total = count_parameters(model)
     result.parameters = {"trainable": trainable, "total": total}
     origin["dtypes"] = dtype_census(model)
+    if run_config.precision.autocast:
+        origin["products"] = str(products_in(torch.bfloat16, model.device)).removeprefix("torch.")
     write_json(folder / "provenance.json", origin)
-    print(f"{_opening(run_config, data, result)}\n")
+    print(f"{_opening(run_config, model, data, result)}\n")
     with _timed(result, "train"):
         result.train = fit(
             model,
@@ -410,7 +414,7 @@ def _loss_by_source(
     return evaluate_loss
 
 
-def _opening(run_config: config.Run, data: PreparedData, result: Result) -> str:
+def _opening(run_config: config.Run, model: Any, data: PreparedData, result: Result) -> str:
     """What is about to happen, before it takes its time."""
     total = data.manifest["total"]["tokens"]["train"]
     steps = []
@@ -430,6 +434,7 @@ def _opening(run_config: config.Run, data: PreparedData, result: Result) -> str:
                 ),
             ),
             ("trainable", f"{trainable:,} of {parameters:,} ({trainable / parameters:.2%})"),
+            *([("slower path", ", ".join(slow))] if (slow := left_out(model)) else []),
             *steps,
         ]
     )

@@ -47,7 +47,7 @@ LAYERS = [
         "pyfunc",
         "serving",
     ],
-    ["embedded.pretrain", "preflight", "summary", "training.optimizers", "training.loss"],
+    ["embedded.pretrain", "preflight", "summary", "training.optimizers", "training.loss", "fast"],
     ["training"],
     ["run"],
     ["study"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+from transformers import GraniteForCausalLM
 
 from dollyllama.config import Batching
 from tests.equivalence.step import assert_same, step_by_hand, step_of_fit
@@ -27,7 +28,11 @@ def test_a_step_is_that_of_the_rows_alone(
     assert_same(step, step_by_hand(make_model(), ROWS))
 
 
-def test_a_head_with_lora_is_trained_through_the_selected_places() -> None:
+@pytest.mark.parametrize("at_once", [1, 30 * 99, 2**24])
+def test_a_head_with_lora_is_trained_through_the_selected_places(
+    monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    monkeypatch.setattr("dollyllama.training.loss._LOGITS", at_once)
     step = step_of_fit(make_model(head=True), ROWS, batch_size=8)
     by_hand = step_by_hand(make_model(head=True), ROWS)
     assert any("lm_head" in name for name in by_hand.gradients)
@@ -59,3 +64,9 @@ def test_the_pad_token_changes_nothing() -> None:
     """Padding is seen by no token: even a pad id that is a word of the rows is as good."""
     rows = [dataclasses.replace(row, ids=[7, *row.ids[1:-1], 0]) for row in ROWS]
     assert_same(step_of_fit(make_model(), rows, batch_size=8), step_by_hand(make_model(), rows))
+
+
+def test_a_model_that_scales_its_heads_logits_gets_the_same_step() -> None:
+    granite = make_model(GraniteForCausalLM, logits_scaling=4.0, rms_norm_eps=1e-6)
+    by_hand = step_by_hand(granite, ROWS)
+    assert_same(step_of_fit(granite, ROWS, batch_size=8), by_hand)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from dollyllama.config import (
     Batching,
@@ -27,7 +27,14 @@ VOCABULARY, PAD = 99, 0
 TOKENIZER = SimpleNamespace(pad_token_id=PAD)
 
 
-def make_model(seed: int = 0, *, dropout: float = 0.0, head: bool = False, **changes: Any) -> Any:
+def make_model(
+    kind: Any = LlamaForCausalLM,
+    seed: int = 0,
+    *,
+    dropout: float = 0.0,
+    head: bool = False,
+    **changes: Any,
+) -> Any:
     """A Llama with LoRA whose both matrices are random, so that every gradient is non-zero."""
     torch.manual_seed(seed)
     shape: dict[str, Any] = {
@@ -40,7 +47,7 @@ def make_model(seed: int = 0, *, dropout: float = 0.0, head: bool = False, **cha
         "tie_word_embeddings": False,
         "initializer_range": 0.2,
     }
-    base = LlamaForCausalLM(LlamaConfig(max_position_embeddings=128, **(shape | changes)))
+    base = kind(kind.config_class(max_position_embeddings=128, **(shape | changes)))
     targets = ["q_proj", "v_proj", "down_proj", *(["lm_head"] if head else [])]
     lora = LoraConfig(
         r=8,

@@ -14,9 +14,11 @@ import pytest
 import torch
 
 from dollyllama.config import Batching, OptimizerName, Schedule, ScheduleName
+from dollyllama.fast.projections import project
 from dollyllama.training.budget import make_plan
 from dollyllama.training.fit import Diverged, FitResult, fit
 from tests.training.build import (
+    VOCABULARY,
     equal,
     make_model,
     make_optimizer,
@@ -147,17 +149,29 @@ def test_a_long_gradient_is_clipped_and_logged_as_it_was(tmp_path: Path) -> None
     assert same_norm == pytest.approx(norm, rel=1e-6)
 
 
-@pytest.mark.parametrize("autocast", [False, True])
-def test_autocast_is_bfloat16_where_it_is_asked_for(tmp_path: Path, autocast: bool) -> None:
+@pytest.mark.parametrize(
+    ("autocast", "tiles", "expected"),
+    [(False, True, torch.float32), (True, True, torch.bfloat16), (True, False, torch.float32)],
+)
+def test_autocast_is_bfloat16_where_it_is_asked_for_and_fast(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    autocast: bool,
+    tiles: bool,
+    expected: torch.dtype,
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: tiles)
     model = make_model()
     seen = set()
     down = model.base_model.model.model.layers[0].mlp.gate_proj
-    down.register_forward_hook(lambda module, inputs, output: seen.add(output.dtype))
+    down.register_forward_hook(
+        lambda module, inputs, output: seen.add((output.requires_grad, output.dtype))
+    )
     run_fit(model, ROWS, tmp_path, autocast=autocast, max_steps=1)
-    assert seen == {torch.bfloat16 if autocast else torch.float32}
+    assert {dtype for training, dtype in seen if training} == {expected}
     seen.clear()
     model(input_ids=torch.tensor([[1, 2]]))
-    assert seen == {torch.float32}
+    assert seen == {(True, torch.float32)}
 
 
 @pytest.mark.parametrize("batching", Batching)
@@ -334,10 +348,10 @@ def test_a_loss_that_is_no_number_stops_the_run_at_its_step(
     calls = []
 
     def break_third(module: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
-        calls.append(1)
+        calls.extend([1] * output.requires_grad)
         return output * float("nan") if len(calls) == 3 else output
 
-    model.get_output_embeddings().register_forward_hook(break_third)
+    model.base_model.model.model.norm.register_forward_hook(break_third)
     logged: list[tuple[int, dict[str, float]]] = []
     with pytest.raises(Diverged, match=r"train/loss is nan at step 3 of 9: lower optimizer\.lr"):
         run_fit(
@@ -431,14 +445,22 @@ def test_padding_without_a_pad_token_is_refused(tmp_path: Path) -> None:
         train(Batching.padded)
 
 
-def test_logits_are_computed_for_supervised_places_alone(tmp_path: Path) -> None:
-    model = make_model()
-    shapes: list[tuple[int, ...]] = []
-    model.get_output_embeddings().register_forward_hook(
-        lambda module, inputs, output: shapes.append(tuple(output.shape))
-    )
-    run_fit(model, ROWS, tmp_path, batch_size=8, max_steps=1)
-    assert shapes == [(1, sum(row.supervised for row in ROWS), 99)]
+def test_logits_are_computed_for_supervised_places_alone_and_in_chunks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places: list[int] = []
+
+    def spy(x: torch.Tensor, group: Any) -> Any:
+        if group[0].base.out_features == VOCABULARY:
+            places.append(x.shape[1])
+        return project(x, group)
+
+    monkeypatch.setattr("dollyllama.fast.attach.project", spy)
+    monkeypatch.setattr("dollyllama.training.loss._LOGITS", 30 * VOCABULARY)
+    run_fit(make_model(), ROWS, tmp_path, batch_size=8, max_steps=1)
+    supervised = sum(row.supervised for row in ROWS)
+    assert supervised > 60
+    assert places == [30] * (supervised // 30) + [supervised % 30]
 
 
 def test_a_budget_of_seconds_is_one_of_tokens_found_by_a_pilot_that_leaves_no_trace(

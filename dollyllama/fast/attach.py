@@ -1,0 +1,153 @@
+"""Which layers of a model take the fast path, and those that cannot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeGuard
+
+import torch
+from torch import Tensor, nn
+
+from dollyllama.fast.norm import rms_norm
+from dollyllama.fast.projections import Projection, project
+from dollyllama.model.precision import quantised_as
+
+#: Layers of one parent that read the same input, by the names that Llama-style models share.
+SHARED_INPUTS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+
+
+@contextmanager
+def fast_path(model: Any) -> Iterator[None]:
+    """Let the model train on the fast path, and as before afterwards.
+
+    What the path does not know (``left_out``) goes on through PEFT and transformers, and so does
+    all of the model in evaluation mode.
+    """
+    replaced = [(module, _in_training(module, fast)) for module, fast in _replacements(model)]
+    for module, forward in replaced:
+        module.forward = forward
+    try:
+        yield
+    finally:
+        for module, _ in replaced:
+            del module.forward
+
+
+def left_out(model: Any) -> list[str]:
+    """Why adapted layers cannot take the fast path, each reason once; empty when all can."""
+    reasons = {
+        str(each)
+        for module in model.modules()
+        if isinstance(each := _projection_or_reason(module), str)
+    }
+    return sorted(reasons)
+
+
+def _in_training(module: nn.Module, fast: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
+    slow = module.forward
+
+    def forward(x: Tensor, *positional: Any, **named: Any) -> Any:
+        if module.training and not positional and not named:
+            return fast(x)
+        return slow(x, *positional, **named)
+
+    return forward
+
+
+def _replacements(model: Any) -> list[tuple[nn.Module, Callable[[Tensor], Tensor]]]:
+    """The modules that have a fast forward pass, each with it."""
+    found: list[tuple[nn.Module, Callable[[Tensor], Tensor]]] = []
+    groups: dict[tuple[str, tuple[str, ...]], list[tuple[nn.Module, Projection]]] = {}
+    inside: set[nn.Module] = set()
+    for name, module in model.named_modules():
+        if module in inside:
+            continue
+        if _is_rms_norm(module):
+            found.append((module, _norm_of(module)))
+        projection = _projection_or_reason(module)
+        if projection is not None:
+            inside.update(module.modules())
+        if isinstance(projection, Projection):
+            parent, _, last = name.rpartition(".")
+            names = next((names for names in SHARED_INPUTS if last in names), (last,))
+            groups.setdefault((parent, names), []).append((module, projection))
+    for members in groups.values():
+        together = _Together([projection for _, projection in members])
+        found += [(module, together.taking(number)) for number, (module, _) in enumerate(members)]
+    return found
+
+
+class _Together:
+    """Computes all layers of a group when the first is called, for the others to take.
+
+    A group whose layers turn out to read different inputs computes each for itself from then on.
+    """
+
+    def __init__(self, group: Sequence[Projection]) -> None:
+        self._group = group
+        self._x: Tensor | None = None
+        self._left: dict[int, Tensor] = {}
+        # LoRA's dropout is one for the group: layers without LoRA have none to mind.
+        self._apart = len({layer.p for layer in group if layer.a is not None}) > 1
+
+    def taking(self, number: int) -> Callable[[Tensor], Tensor]:
+        return lambda x: self._take(number, x)
+
+    def _take(self, number: int, x: Tensor) -> Tensor:
+        if self._left and x is not self._x:
+            self._apart = True
+            self._x, self._left = None, {}
+        if self._apart:
+            return project(x, [self._group[number]])[0]
+        if number not in self._left:
+            self._x, self._left = x, dict(enumerate(project(x, self._group)))
+        out = self._left.pop(number)
+        if not self._left:
+            self._x = None
+        return out
+
+
+def _projection_or_reason(module: nn.Module) -> Projection | str | None:
+    """What a linear layer computes, why an adapted one is not known, or None for other modules."""
+    from peft.tuners.lora import LoraLayer
+
+    if not isinstance(module, LoraLayer):
+        return Projection(module) if _is_frozen_linear(module) else None
+    base = module.get_base_layer()
+    if not _is_frozen_linear(base):
+        return f"LoRA on {type(base).__name__}"
+    if len(module.active_adapters) != 1 or module.merged or module.disable_adapters:
+        return "not exactly one active adapter"
+    (adapter,) = module.active_adapters
+    if adapter in module.lora_variant:
+        return type(module.lora_variant[adapter]).__name__.removesuffix("LinearVariant")
+    a, b, dropout = (each[adapter] for each in (module.lora_A, module.lora_B, module.lora_dropout))
+    if a.bias is not None or b.bias is not None:
+        return "LoRA with biases"
+    return Projection(base, a.weight, b.weight, module.scaling[adapter], getattr(dropout, "p", 0.0))
+
+
+def _is_frozen_linear(module: Any) -> TypeGuard[nn.Linear]:
+    if type(module) is not nn.Linear and type(module).__name__ != "Linear4bit":
+        return False
+    return not module.weight.requires_grad and quantised_as(module.weight) != "int8"
+
+
+def _is_rms_norm(module: Any) -> bool:
+    """Whether it computes what ``rms_norm`` does: some models' norms add one to the weight."""
+    weight = getattr(module, "weight", None)
+    if (
+        not type(module).__name__.endswith("RMSNorm")
+        or weight is None
+        or weight.requires_grad
+        or not hasattr(module, "variance_epsilon")
+    ):
+        return False
+    x = torch.linspace(-1, 2, 3 * len(weight), device=weight.device).view(3, -1)
+    with torch.no_grad():
+        return torch.allclose(module(x), rms_norm(x, weight, module.variance_epsilon), atol=1e-5)
+
+
+def _norm_of(module: Any) -> Callable[[Tensor], Tensor]:
+    return lambda x: rms_norm(x, module.weight, module.variance_epsilon)
