@@ -738,20 +738,21 @@ def beside_trl(case: Case) -> None:
 
     peers.quiet()
     arguments = argparse.Namespace(
-        model=str(case.base), max_length=LENGTHS[case.shape], batch_size=4, seed=0
+        model=str(case.base), max_length=LENGTHS[case.shape], batch_size=4, seed=0, lr=1e-3
     )
     tokenizer = load_tokenizer(arguments.model, None)
-    rows = training_rows(launch.compose_run(recipe(case)), tokenizer)[:64]
-    lengths = lengths_of(rows)
-    case.say("rows", rows=len(rows), tokens=sum(lengths), longest=max(lengths))
-    sides = {"DollyLlama": peers.train_ours, "TRL": peers.train_trl}
+    train = training_rows(launch.compose_run(recipe(case)), tokenizer)[:64]
+    rows = peers.Rows(train, train)
+    lengths = lengths_of(train)
+    case.say("rows", rows=len(train), tokens=sum(lengths), longest=max(lengths))
+    sides: dict[str, Any] = {"DollyLlama": peers.train_ours, "TRL": peers.train_trl}
     fresh = peers.fresh_model
     used: dict[str, Any] = {}
     for number, batching, side in itertools.product(
         range(3), (config.Batching.length_grouped, config.Batching.packed), sides
     ):
 
-        def reused(tokenizer: Any, arguments: Any, side: str = side) -> Any:
+        def reused(tokenizer: Any, arguments: Any, side: str = side, **_: Any) -> Any:
             if side not in used:
                 used[side] = fresh(tokenizer, arguments)
             else:
@@ -761,7 +762,7 @@ def beside_trl(case: Case) -> None:
         free()
         reset_gpu_peak()
         with mock.patch.object(peers, "fresh_model", reused):
-            timing = sides[side](rows, tokenizer, batching, arguments)
+            timing = sides[side](rows, tokenizer, arguments, batching=batching)
         case.say(
             f"{batching}_{side}_{number or 'warm-up'}",
             tokens_per_second=timing.tokens_per_second,

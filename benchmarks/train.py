@@ -1,15 +1,24 @@
 """Training speed beside TRL's SFTTrainer: same model, rows, token ids, adapter, optimizer, batch.
 
     pip install -c constraints.txt -e '.[bench]'
-    taskset -c 0,1 python benchmarks/train.py --threads 2
+    python -m benchmarks.train [--data DATA] [--model FOLDER | --model 100m --tokenizer FOLDER]
+    python -m benchmarks.train --ladder
 
-Both sides train a freshly loaded NF4 base with a freshly drawn adapter (equal bits on both) for one
-epoch of the same encoded rows, with loss on responses alone, once with padding in groups of like
-length and once with packing. Each side is what its own users get: our ``fit``, and SFTTrainer with
-its defaults for everything that this script does not set equal. The sides take turns after a round
-that does not count. Speed is real tokens (no padding) by the seconds of the training loop alone;
-what a side does before it (packing rows, say) is the column "set-up". The losses of the trained
-models on those rows are compared, because a fast trainer that learns something else is no use.
+All sides train a freshly loaded NF4 base with a freshly drawn adapter (equal bits) for one epoch of
+the same encoded rows. Each side is what its own users get: our ``fit``, and SFTTrainer with its
+defaults (its loss over chunks of logits among them) for everything that this script does not set
+equal: once as the original recipe has it, rows in groups of like length with activations computed
+again, and in every way of batching, in bfloat16 and in float32. --ladder shows what each of our own
+means brings, one after the other.
+
+DATA: a folder with the recipe's sources; without it the sample that comes with the project. 100m: a
+Llama of 110 M parameters with random weights, for a tokenizer of up to 32,000 pieces.
+
+The sides take turns, after a round that does not count; round n trains with seed n. Speed is tokens
+with loss by the seconds of the training loop; what a side does before it (packing rows, say) is the
+column "set-up". Memory is the most that the process holds while training, beyond what it held
+before. The losses of the trained models on held-out rows are compared seed by seed, because a fast
+trainer that learns something else is no use.
 """
 
 from __future__ import annotations
@@ -19,35 +28,43 @@ import contextlib
 import gc
 import io
 import logging
-import math
 import statistics
 import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
+from scipy.stats import t as student
 
 from dollyllama import config
 from dollyllama.data.prepare import prepare
 from dollyllama.data.tokens import EncodedExample
 from dollyllama.evaluation.loss import average_losses, held_out_loss
+from dollyllama.fast.projections import products_in
+from dollyllama.latency.measure import peak, reset_peak
+from dollyllama.launch import compose_run
 from dollyllama.model.adapter import attach_adapter
 from dollyllama.model.load import load_base, load_tokenizer
 from dollyllama.model.precision import upcast
 from dollyllama.training.fit import fit
 
-#: How far the losses of the two sides' models may be apart before the table says so.
-LOSS_TOLERANCE = 0.05
-LR, MAX_GRAD_NORM, WEIGHT_DECAY = 1e-3, 1.0, 0.0
+MAX_GRAD_NORM, WEIGHT_DECAY = 1.0, 0.0
 #: Without warm-up both schedules are the same to 1 / steps; with it TRL's first step has rate 0.
 WARMUP_RATIO = 0.0
 BETAS, EPS = (0.9, 0.999), 1e-8
 R, ALPHA, DROPOUT = 16, 32.0, 0.05
+HELD_OUT = 64
+#: The recipe's batch and how it is gathered.
+RECIPE_BATCH, RECIPE_ACCUMULATION = 4, 4
+
+OURS = "DollyLlama"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,14 +72,40 @@ class Timing:
     """One training run. seconds: the loop alone; setup_seconds: everything before it."""
 
     tokens: int
+    supervised: int
     steps: int
     seconds: float
     setup_seconds: float
+    memory_mib: float
     loss: float
 
     @property
     def tokens_per_second(self) -> float:
         return self.tokens / self.seconds
+
+    @property
+    def supervised_per_second(self) -> float:
+        return self.supervised / self.seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Encoded rows to train on and to be measured on."""
+
+    train: Sequence[EncodedExample]
+    held_out: Sequence[EncodedExample]
+
+    @property
+    def tokens(self) -> int:
+        return sum(len(row.ids) for row in self.train)
+
+    @property
+    def supervised(self) -> int:
+        return sum(row.supervised for row in self.train)
+
+
+#: Trains on rows with a tokenizer, as the arguments say.
+Side = Callable[[Rows, Any, argparse.Namespace], Timing]
 
 
 def main() -> None:
@@ -70,52 +113,40 @@ def main() -> None:
     quiet()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    tokenizer = load_tokenizer(arguments.model, None)
-    rows = read_rows(arguments, tokenizer)
-    lengths = [len(row.ids) for row in rows]
-    print(
-        f"{len(rows)} rows, {sum(lengths):,} tokens (mean {statistics.mean(lengths):.0f}, longest "
-        f"{max(lengths)}), batch {arguments.batch_size}, NF4 with double quantization, "
-        f"LoRA r {R} on all linears, bfloat16 autocast, {torch.get_num_threads()} threads"
-    )
-    print(f"torch {torch.__version__}, {peer_version()}, {device_name()}\n")
-    sides = {"DollyLlama": train_ours, "TRL": train_trl}
-    table: list[tuple[str, ...]] = [
-        ("batches", "trainer", "tokens/s", "spread", "ratio", "steps", "set-up s", "loss")
-    ]
-    agree = True
-    for batching in (config.Batching.length_grouped, config.Batching.packed):
-        timings: dict[str, list[Timing]] = {side: [] for side in sides}
-        for number in range(arguments.rounds + 1):
-            order = list(sides) if number % 2 else list(reversed(sides))
-            for side in order:
-                timing = sides[side](rows, tokenizer, batching, arguments)
-                if number:
-                    timings[side].append(timing)
-                print(
-                    f"  {batching}, round {number or 'warm-up'}, {side}: "
-                    f"{timing.tokens_per_second:,.0f} tokens/s, loss {timing.loss:.3f}",
-                    file=sys.stderr,
-                )
-        base = statistics.median(each.tokens_per_second for each in timings["TRL"])
-        table += [describe(batching, side, timings[side], base) for side in sides]
-        losses = [statistics.mean(each.loss for each in timings[side]) for side in sides]
-        agree &= math.isclose(*losses, rel_tol=LOSS_TOLERANCE)
-    print(layout(table))
-    verdict = "agree" if agree else "DO NOT agree"
-    print(f"\nThe losses of the two sides' models {verdict} within {LOSS_TOLERANCE:.0%}.")
-    print("ratio: median over median of TRL with the same batches; spread: lowest to highest.")
+    with tempfile.TemporaryDirectory() as scratch:
+        if arguments.model == "100m":
+            arguments.model = str(write_model(Path(scratch), arguments.tokenizer))
+        tokenizer = load_tokenizer(arguments.model, None)
+        rows = read_rows(arguments, tokenizer)
+        lengths = [len(row.ids) for row in rows.train]
+        print(
+            f"{len(lengths)} rows, {rows.tokens:,} tokens (mean {statistics.mean(lengths):.0f}, "
+            f"longest {max(lengths)}), {rows.supervised / rows.tokens:.0%} of them with loss, "
+            f"{arguments.batch_size} rows a step, NF4 with double quantization, LoRA r {R} on all "
+            f"linears with dropout {DROPOUT}, {torch.get_num_threads()} threads"
+        )
+        print(f"torch {torch.__version__}, {peer_version()}, {device_name()}\n")
+        sides = ladder() if arguments.ladder else peers()
+        timings = measure(sides, rows, tokenizer, arguments)
+    print(layout(speed_table(timings, rungs=arguments.ladder)))
+    print("\nratio: of tokens with loss a second, within a round: median (lowest to highest)\n")
+    print(layout(loss_table(timings)))
+    print("\ndifference: to DollyLlama with the same seed, mean and 95 % interval over the seeds")
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--model", default="embedded", help="'embedded', a local folder or Hub id")
-    parser.add_argument("--rows", type=int, default=640)
-    parser.add_argument("--max-length", type=int, default=256)
-    parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--model", default="embedded", help="embedded, 100m, a folder or Hub id")
+    parser.add_argument("--tokenizer", help="a folder, for --model 100m")
+    parser.add_argument("--data", help="a folder with the recipe's sources")
+    parser.add_argument("--rows", type=int, default=320)
+    parser.add_argument("--max-length", type=int, default=512)
+    parser.add_argument("--batch-size", type=int, default=RECIPE_BATCH * RECIPE_ACCUMULATION)
+    parser.add_argument("--full-text", action="store_true", help="loss on prompts too")
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=0, help="torch's threads; 0: its default")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--ladder", action="store_true", help="our means one by one, not peers")
     return parser.parse_args()
 
 
@@ -138,78 +169,79 @@ def device_name() -> str:
     return torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
 
 
-def read_rows(arguments: argparse.Namespace, tokenizer: Any) -> list[EncodedExample]:
-    """The first rows of the embedded sample's mix, encoded as for training."""
-    from hydra import compose, initialize_config_dir
-    from hydra.core.config_store import ConfigStore
-    from omegaconf import OmegaConf
-
-    ConfigStore.instance().store(name="schema", node=config.Run)
-    conf = Path(__file__).resolve().parents[1] / "conf"
-    with initialize_config_dir(str(conf), version_base="1.3"):
-        composed = compose("train", [f"data.max_length={arguments.max_length}"])
-    data = OmegaConf.to_object(composed.data)
-    assert isinstance(data, config.Data)
-    with tempfile.TemporaryDirectory() as cache:
-        prepared = prepare(data, tokenizer, seed=arguments.seed, cache=Path(cache))
-    if len(prepared.train) < arguments.rows:
-        raise SystemExit(f"--rows {arguments.rows}: the sample has {len(prepared.train)}")
-    return list(prepared.train[: arguments.rows])
+def device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def fresh_model(tokenizer: Any, arguments: argparse.Namespace) -> Any:
-    """The quantised base with norms in float32 and a new adapter, from the seed alone."""
-    torch.manual_seed(arguments.seed)
-    model = load_base(
-        arguments.model,
-        None,
-        dtype=config.Dtype.bfloat16,
-        quantization=config.Quantization(
-            method=config.QuantizationMethod.nf4,
-            double=True,
-            compute_dtype=config.Dtype.bfloat16,
-        ),
-        device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
-        tokenizer=tokenizer,
-    )
-    upcast(model, config.Upcast.norms)
-    return attach_adapter(
-        model,
-        r=R,
-        alpha=ALPHA,
-        dropout=DROPOUT,
-        variant=config.LoraVariant.lora,
-        targets=["all-linear"],
-        seed=arguments.seed,
-    )
+# --- the sides ----------------------------------------------------------------------------------
 
 
-def loss_after(
-    model: Any, rows: Sequence[EncodedExample], tokenizer: Any, arguments: argparse.Namespace
-) -> float:
-    """Loss a supervised token over the trained rows, measured alike for both sides.
+def peers() -> dict[str, Side]:
+    """Ours, TRL as the recipe has it, and TRL in every way of batching and precision."""
+    sides: dict[str, Side] = {
+        OURS: train_ours,
+        "TRL, the recipe": partial(train_trl, batching="length_grouped", recipe=True),
+    }
+    precisions = {"bfloat16": True}
+    if not torch.cuda.is_available():
+        precisions["float32"] = False
+    for batching in ("padded", "length_grouped", "padding_free", "packed"):
+        for name, bfloat16 in precisions.items():
+            sides[f"TRL, {batching}, {name}"] = partial(
+                train_trl, batching=batching, bfloat16=bfloat16
+            )
+    return sides
 
-    What the trainers log cannot be compared: ours weighs tokens alike, the other one steps.
-    """
-    losses = held_out_loss(
-        model, rows, batch_size=arguments.batch_size, pad_token_id=tokenizer.pad_token_id
-    )
-    return average_losses(losses)[0].value
+
+def ladder() -> dict[str, Side]:
+    """From TRL's padded batches to the fast path, one means after the other."""
+    no_path = mock.patch("dollyllama.training.fit.fast_path", contextlib.nullcontext)
+    no_norms = mock.patch("dollyllama.fast.attach._is_rms_norm", return_value=False)
+    masks = mock.patch("dollyllama.fast.projections.draw_dropped", draw_mask)
+    as_asked = mock.patch("dollyllama.fast.projections.products_in", lambda dtype, device: dtype)
+    padded, grouped = config.Batching.padded, config.Batching.length_grouped
+
+    def ours(*without: Any, batching: config.Batching = config.Batching.packed) -> Side:
+        return partial(train_ours, batching=batching, without=without)
+
+    sides: dict[str, Side] = {
+        "TRL, padded": partial(train_trl, batching="padded"),
+        "ours, padded": ours(no_path, batching=padded),
+        "+ rows of like length": ours(no_path, batching=grouped),
+        "+ packed": ours(no_path),
+        "+ joined projections": ours(no_norms, masks, as_asked),
+        "+ dropout by places": ours(no_norms, as_asked),
+        "+ products in float32": ours(no_norms),
+        OURS: train_ours,
+    }
+    if products_in(torch.bfloat16, device()) is torch.bfloat16:
+        del sides["+ products in float32"]
+    return sides
+
+
+def draw_mask(like: torch.Tensor, p: float) -> torch.Tensor:
+    return torch.empty_like(like, dtype=torch.bool).bernoulli_(p)
 
 
 def train_ours(
-    rows: Sequence[EncodedExample],
+    rows: Rows,
     tokenizer: Any,
-    batching: config.Batching,
     arguments: argparse.Namespace,
+    *,
+    batching: config.Batching = config.Batching.packed,
+    without: Sequence[Any] = (),
 ) -> Timing:
+    """without: patches that take something of ours away."""
     model = fresh_model(tokenizer, arguments)
-    with tempfile.TemporaryDirectory() as folder, silent():
+    held = reset_peak(device())
+    with tempfile.TemporaryDirectory() as folder, silent(), contextlib.ExitStack() as patches:
+        for patch in without:
+            patches.enter_context(patch)
         started = time.perf_counter()
         done = fit(
             model,
             tokenizer,
-            rows,
+            rows.train,
             trainer=config.Trainer(
                 epochs=1.0,
                 max_steps=None,
@@ -228,7 +260,7 @@ def train_ours(
             ),
             optimizer=config.Optimizer(
                 name=config.OptimizerName.adamw,
-                lr=LR,
+                lr=arguments.lr,
                 weight_decay=WEIGHT_DECAY,
                 betas=list(BETAS),
                 eps=EPS,
@@ -242,45 +274,51 @@ def train_ours(
             resume=False,
         )
         wall = time.perf_counter() - started
-    loss = loss_after(model, rows, tokenizer, arguments)
-    del model
-    gc.collect()
-    tokens = sum(len(row.ids) for row in rows)
-    return Timing(tokens, done.steps, done.seconds, wall - done.seconds, loss)
+    return finish(model, rows, tokenizer, held, steps=done.steps, seconds=done.seconds, wall=wall)
 
 
 def train_trl(
-    rows: Sequence[EncodedExample],
+    rows: Rows,
     tokenizer: Any,
-    batching: config.Batching,
     arguments: argparse.Namespace,
+    *,
+    batching: str = "packed",
+    bfloat16: bool = True,
+    recipe: bool = False,
 ) -> Timing:
+    """recipe: the original run's way to its 16 rows a step, 4 x 4 with activations made again."""
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
-    model = fresh_model(tokenizer, arguments)
-    packed = batching is config.Batching.packed
-    mean_length = statistics.mean(len(row.ids) for row in rows)
+    model = fresh_model(tokenizer, arguments, bfloat16=bfloat16)
+    packed = batching == "packed"
+    mean_length = rows.tokens / len(rows.train)
     # Its packed rows are max_length long: so many of them hold about what our packed batch does.
     packed_rows = max(1, round(arguments.batch_size * mean_length / arguments.max_length))
+    batch_size = packed_rows if packed else arguments.batch_size
+    held = reset_peak(device())
     with tempfile.TemporaryDirectory() as folder, silent():
         started = time.perf_counter()
         trainer = SFTTrainer(
             model=model,
             processing_class=tokenizer,
             train_dataset=Dataset.from_list(
-                [{"input_ids": list(row.ids), "labels": row.labels.tolist()} for row in rows]
+                [{"input_ids": list(row.ids), "labels": row.labels.tolist()} for row in rows.train]
             ),
             args=SFTConfig(
                 output_dir=folder,
                 num_train_epochs=1.0,
-                per_device_train_batch_size=packed_rows if packed else arguments.batch_size,
-                gradient_accumulation_steps=1,
-                max_length=arguments.max_length,
+                per_device_train_batch_size=RECIPE_BATCH if recipe else batch_size,
+                gradient_accumulation_steps=RECIPE_ACCUMULATION if recipe else 1,
+                # The rows are no longer; without padding SFTTrainer wants to hear that from us.
+                max_length=None if batching == "padding_free" else arguments.max_length,
                 packing=packed,
-                train_sampling_strategy="random" if packed else "group_by_length",
+                padding_free=batching == "padding_free",
+                train_sampling_strategy=(
+                    "group_by_length" if batching == "length_grouped" else "random"
+                ),
                 optim="adamw_torch",
-                learning_rate=LR,
+                learning_rate=arguments.lr,
                 weight_decay=WEIGHT_DECAY,
                 adam_beta1=BETAS[0],
                 adam_beta2=BETAS[1],
@@ -288,8 +326,8 @@ def train_trl(
                 lr_scheduler_type="linear",
                 warmup_steps=WARMUP_RATIO,  # below 1 it is a share of the steps
                 max_grad_norm=MAX_GRAD_NORM,
-                gradient_checkpointing=False,
-                bf16=True,
+                gradient_checkpointing=recipe,
+                bf16=bfloat16,
                 logging_steps=10,
                 save_strategy="no",
                 report_to="none",
@@ -302,11 +340,111 @@ def train_trl(
         started = time.perf_counter()
         done = trainer.train()
         seconds = time.perf_counter() - started
-    loss = loss_after(model, rows, tokenizer, arguments)
-    del trainer, model
+    del trainer
+    return finish(
+        model,
+        rows,
+        tokenizer,
+        held,
+        steps=done.global_step,
+        seconds=seconds,
+        wall=seconds + setup_seconds,
+    )
+
+
+def finish(
+    model: Any,
+    rows: Rows,
+    tokenizer: Any,
+    held: int | None,
+    *,
+    steps: int,
+    seconds: float,
+    wall: float,
+) -> Timing:
+    """What a trained side took, and what it learnt.
+
+    The loss is measured alike for all. What the trainers log cannot be compared: ours weighs tokens
+    alike, the other one steps.
+    """
+    memory_mib = float("nan") if held is None else (peak(device()) - held) / 2**20
+    losses = held_out_loss(model, rows.held_out, batch_size=16, pad_token_id=tokenizer.pad_token_id)
+    loss = average_losses(losses)[0].value
     gc.collect()
-    tokens = sum(len(row.ids) for row in rows)
-    return Timing(tokens, done.global_step, seconds, setup_seconds, loss)
+    return Timing(rows.tokens, rows.supervised, steps, seconds, wall - seconds, memory_mib, loss)
+
+
+# --- the model and the rows ---------------------------------------------------------------------
+
+
+def write_model(folder: Path, tokenizer: str | None) -> Path:
+    """A Llama of 110 M parameters with random weights, in bfloat16, with a tokenizer."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    if tokenizer is None:
+        raise SystemExit("--model 100m: name a tokenizer's folder with --tokenizer")
+    loaded = load_tokenizer(tokenizer, None)
+    torch.manual_seed(0)
+    shape = LlamaConfig(
+        hidden_size=768,
+        intermediate_size=2048,
+        num_hidden_layers=12,
+        num_attention_heads=12,
+        vocab_size=len(loaded),
+        tie_word_embeddings=True,
+    )
+    LlamaForCausalLM(shape).to(torch.bfloat16).save_pretrained(folder)
+    loaded.save_pretrained(folder)
+    return folder
+
+
+def read_rows(arguments: argparse.Namespace, tokenizer: Any) -> Rows:
+    """Rows spread over the mix, encoded as for training."""
+    mix = [f"data.root={arguments.data}", "data=dollyllama"] if arguments.data else []
+    loss_on = "full_text" if arguments.full_text else "response"
+    composed = compose_run(
+        [*mix, f"data.max_length={arguments.max_length}", f"data.loss_on={loss_on}"]
+    )
+    with tempfile.TemporaryDirectory() as cache:
+        prepared = prepare(composed.data, tokenizer, seed=0, cache=Path(cache))
+        if len(prepared.train) < arguments.rows:
+            raise SystemExit(f"--rows {arguments.rows}: there are {len(prepared.train)}")
+        every = len(prepared.train) // arguments.rows
+        # Lists, because the files that rows lie in go with the folder.
+        train = [prepared.train[number * every] for number in range(arguments.rows)]
+        held_out = [prepared.held_out[number] for number in range(HELD_OUT)]
+        return Rows([detached(row) for row in train], [detached(row) for row in held_out])
+
+
+def detached(row: EncodedExample) -> EncodedExample:
+    return EncodedExample(row.example, list(map(int, row.ids)), row.spans, row.truncated)
+
+
+def fresh_model(tokenizer: Any, arguments: argparse.Namespace, *, bfloat16: bool = True) -> Any:
+    """The quantised base with norms in float32 and a new adapter, from the seed alone."""
+    torch.manual_seed(arguments.seed)
+    model = load_base(
+        arguments.model,
+        None,
+        dtype=config.Dtype.bfloat16,
+        quantization=config.Quantization(
+            method=config.QuantizationMethod.nf4,
+            double=True,
+            compute_dtype=config.Dtype.bfloat16 if bfloat16 else config.Dtype.float32,
+        ),
+        device=device(),
+        tokenizer=tokenizer,
+    )
+    upcast(model, config.Upcast.norms if bfloat16 else config.Upcast.all)
+    return attach_adapter(
+        model,
+        r=R,
+        alpha=ALPHA,
+        dropout=DROPOUT,
+        variant=config.LoraVariant.lora,
+        targets=["all-linear"],
+        seed=arguments.seed,
+    )
 
 
 @contextlib.contextmanager
@@ -316,20 +454,78 @@ def silent() -> Any:
         yield
 
 
-def describe(
-    batching: config.Batching, side: str, timings: Sequence[Timing], base: float
-) -> tuple[str, ...]:
-    speeds = [each.tokens_per_second for each in timings]
-    return (
-        str(batching),
-        side,
-        f"{statistics.median(speeds):,.0f}",
-        f"{min(speeds):,.0f} to {max(speeds):,.0f}",
-        f"{statistics.median(speeds) / base:.2f}",
-        str(timings[0].steps),
-        f"{statistics.median(each.setup_seconds for each in timings):.1f}",
-        f"{statistics.mean(each.loss for each in timings):.3f}",
-    )
+# --- rounds and tables --------------------------------------------------------------------------
+
+
+def measure(
+    sides: dict[str, Side], rows: Rows, tokenizer: Any, arguments: argparse.Namespace
+) -> dict[str, list[Timing]]:
+    """Train on every side in turn, in the other direction each round."""
+    timings: dict[str, list[Timing]] = {side: [] for side in sides}
+    for number in range(arguments.rounds + 1):
+        arguments.seed = number
+        for name in list(sides) if number % 2 else list(reversed(sides)):
+            timing = sides[name](rows, tokenizer, arguments)
+            gc.collect()
+            if number:
+                timings[name].append(timing)
+            print(
+                f"  round {number or 'warm-up'}, {name}: {timing.tokens_per_second:,.0f} tokens/s, "
+                f"{timing.memory_mib:,.0f} MiB, loss {timing.loss:.3f}",
+                file=sys.stderr,
+                flush=True,
+            )
+    return timings
+
+
+def speed_table(timings: dict[str, list[Timing]], *, rungs: bool) -> list[tuple[str, ...]]:
+    """Each side's speed, and how many times as fast ours is; of rungs, than the first of them."""
+    first = next(iter(timings))
+    ratio = "first rung = 1" if rungs else "ours is faster by"
+    table: list[tuple[str, ...]] = [
+        ("", "tokens/s", "with loss/s", ratio, "steps", "set-up s", "memory MiB")
+    ]
+    for side, found in timings.items():
+        pairs = zip(found, timings[first], strict=True)
+        ratios = [
+            (one.supervised_per_second / other.supervised_per_second) ** (1 if rungs else -1)
+            for one, other in pairs
+        ]
+        table.append(
+            (
+                side,
+                f"{statistics.median(each.tokens_per_second for each in found):,.0f}",
+                f"{statistics.median(each.supervised_per_second for each in found):,.0f}",
+                f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})",
+                str(found[0].steps),
+                f"{statistics.median(each.setup_seconds for each in found):.1f}",
+                f"{statistics.median(each.memory_mib for each in found):,.0f}",
+            )
+        )
+    return table
+
+
+def loss_table(timings: dict[str, list[Timing]]) -> list[tuple[str, ...]]:
+    """Each side's held-out loss, how much seeds differ, and the difference to ours by seed."""
+    ours = [each.loss for each in timings[OURS]]
+    table: list[tuple[str, ...]] = [("", "loss", "between seeds", "difference")]
+    for side, found in timings.items():
+        losses = [each.loss for each in found]
+        apart = [loss - our for loss, our in zip(losses, ours, strict=True)]
+        spread = half = float("nan")
+        if len(losses) > 1:
+            spread = statistics.stdev(losses)
+            half = float(student.ppf(0.975, len(apart) - 1)) * statistics.stdev(apart)
+            half /= len(apart) ** 0.5
+        table.append(
+            (
+                side,
+                f"{statistics.mean(losses):.3f}",
+                f"{spread:.3f}",
+                "" if side == OURS else f"{statistics.mean(apart):+.3f} ± {half:.3f}",
+            )
+        )
+    return table
 
 
 def layout(table: Sequence[tuple[str, ...]]) -> str:

@@ -39,6 +39,7 @@ from dollyllama.fast.attach import left_out
 from dollyllama.fast.projections import products_in
 from dollyllama.files import locked, read_json_lines, write_json, write_json_lines, write_text
 from dollyllama.model.adapter import attach_adapter, count_parameters, load_adapter, save_adapter
+from dollyllama.model.dense import dense_weights
 from dollyllama.model.load import load_base, load_merged, load_tokenizer
 from dollyllama.model.merge import Base, write_merged
 from dollyllama.model.precision import dtype_census, upcast
@@ -241,7 +242,7 @@ def measure(
 ) -> Evaluated:
     """Evaluate a model on held-out examples as the config says."""
     evaluation = run_config.evaluation
-    with stage_bar("evaluation") as progress:
+    with stage_bar("evaluation") as progress, dense_weights(model):
         return evaluate(
             model,
             tokenizer,

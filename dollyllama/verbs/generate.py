@@ -55,6 +55,7 @@ def main(arguments: Sequence[str]) -> int:
     from dollyllama.data.formats import sql_instruction
     from dollyllama.data.prompt import build_prompt
     from dollyllama.decoding.generate import stream
+    from dollyllama.model.dense import dense_weights
     from dollyllama.run import restore
 
     model, tokenizer = restore(run_config, given.run)
@@ -70,10 +71,11 @@ def main(arguments: Sequence[str]) -> int:
             seed=run_config.seed,
         )
 
-    if given.instruction is not None:
-        _show(pieces(given.instruction))
-    else:
-        _converse(pieces)
+    with dense_weights(model):
+        if given.instruction is not None:
+            _show(pieces(given.instruction))
+        else:
+            _converse(pieces)
     return 0
 
 
@@ -127,6 +129,7 @@ def _answer_file(run_config: Any, run: Path, source: Path, output: Path) -> int:
     from dollyllama.answers import answer_lines, read_requests, resume_at
     from dollyllama.bars import stage_bar
     from dollyllama.files import digest
+    from dollyllama.model.dense import dense_weights
     from dollyllama.run import require_adapter, restore
 
     requests = read_requests(source)
@@ -140,7 +143,7 @@ def _answer_file(run_config: Any, run: Path, source: Path, output: Path) -> int:
     done = resume_at(output, requests, settings)
     if done < len(requests):
         model, tokenizer = restore(run_config, run)
-        with stage_bar("answers") as progress:
+        with stage_bar("answers") as progress, dense_weights(model):
             answer_lines(
                 model,
                 tokenizer,
