@@ -124,7 +124,12 @@ class Loop(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
         if self._trainer.profile:
-            self._profiler = StepProfiler(self._folder, steps=self._plan.steps, done=self.step)
+            self._profiler = StepProfiler(
+                self._folder,
+                steps=self._plan.steps,
+                done=self.step,
+                device=self._model.device,
+            )
         if self._model.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._model.device)
         self._bar = open_bar(steps=self._plan.steps, done=self.step)

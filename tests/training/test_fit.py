@@ -17,6 +17,7 @@ from dollyllama.config import Batching, OptimizerName, Schedule, ScheduleName
 from dollyllama.fast.projections import project
 from dollyllama.training.budget import make_plan
 from dollyllama.training.fit import Diverged, FitResult, fit
+from dollyllama.training.profile import count_flops
 from tests.training.build import (
     VOCABULARY,
     equal,
@@ -411,9 +412,23 @@ def test_evaluations_are_logged_and_change_nothing_in_training(
 def test_the_profiler_writes_a_table_and_a_trace(tmp_path: Path) -> None:
     run_fit(make_model(), ROWS, tmp_path, max_steps=7, profile=True)
     assert names(tmp_path) == ["profile.json", "profile.txt"]
-    assert "aten::mm" in (tmp_path / "profile.txt").read_text()
+    text = (tmp_path / "profile.txt").read_text()
+    assert text.startswith("3 steps in ")
+    assert "aten::mm" in text
+    assert "CPU Mem" in text
     trace = json.loads((tmp_path / "profile.json").read_text())
     assert any("aten::" in event.get("name", "") for event in trace["traceEvents"])
+
+
+def test_the_operations_of_products_are_counted_as_by_hand() -> None:
+    left, right = torch.ones(2, 3), torch.ones(3, 5)
+    with torch.profiler.profile(record_shapes=True) as profile:
+        left @ right
+        torch.ones(2, 5).addmm_(left, right)
+        torch.bmm(torch.ones(7, 2, 3), torch.ones(7, 3, 5))
+        torch.nn.functional.linear(torch.ones(2, 4, 3), right.t())
+    counted = count_flops(profile.key_averages(group_by_input_shape=True))
+    assert counted == 2 * 2 * 3 * 5 * (1 + 1 + 7 + 4)
 
 
 def test_profiling_a_single_step_works(tmp_path: Path) -> None:
