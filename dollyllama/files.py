@@ -14,6 +14,11 @@ from pathlib import Path
 from typing import Any
 
 
+def cache_folder() -> Path:
+    """Where what can be made again is kept: ``$DOLLYLLAMA_CACHE``, or a folder below this one."""
+    return Path(os.environ.get("DOLLYLLAMA_CACHE", ".cache/dollyllama"))
+
+
 def write_text(path: Path, text: str) -> None:
     """Write ``text`` to ``path`` atomically: a reader sees the old file or the whole new one."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,6 @@ import dataclasses
 import hashlib
 import heapq
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -51,7 +50,7 @@ from dollyllama.data.near import (
 from dollyllama.data.prompt import check_prompt_format
 from dollyllama.data.split import is_held_out
 from dollyllama.data.store import Corpus, Rows, Store
-from dollyllama.files import damaged, digest, locked, write_json
+from dollyllama.files import cache_folder, damaged, digest, locked, write_json
 
 #: Called with the stage's name, how much of it is done and how much there is (0: not known).
 Progress = Callable[[str, int, int], None]
@@ -107,7 +106,7 @@ def prepare(
     side of the split is empty.
     """
     report = progress or (lambda stage, done, total: None)
-    cache = cache or _default_cache()
+    cache = cache or cache_folder() / "data"
     check_prompt_format(data.prompt, tokenizer)
     wanted = _wanted(data, tokenizer, seed=seed, cache=cache, report=report)
     prepared = _load(wanted.folder, wanted.stores)
@@ -169,7 +168,7 @@ def check(data: Data, tokenizer: Any, *, seed: int, cache: Path | None = None) -
 
     ValueError when a source cannot be found, or the mix has not been prepared.
     """
-    cache = cache or _default_cache()
+    cache = cache or cache_folder() / "data"
     wanted = _wanted(data, tokenizer, seed=seed, cache=cache, report=lambda *_: None)
     if not (wanted.folder / _DIGESTS).is_file():
         raise ValueError(f"{wanted.folder.name} is not prepared: leave out --check to do so")
@@ -364,10 +363,6 @@ def write_record(prepared: PreparedData, folder: Path) -> None:
 
 
 # --- fingerprint and cache ----------------------------------------------------------------------
-
-
-def _default_cache() -> Path:
-    return Path(os.environ.get("DOLLYLLAMA_CACHE", ".cache/dollyllama")) / "data"
 
 
 def _tokenizer_digest(tokenizer: Any) -> str:

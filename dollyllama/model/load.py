@@ -12,6 +12,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from dollyllama import embedded
 from dollyllama.config import Dtype, Quantization, QuantizationMethod
 from dollyllama.embedded import EMBEDDED
 from dollyllama.hub import hub_answers, root_line
+from dollyllama.model.quantised import load_or_quantise
 
 PAD_TOKEN = "[PAD]"
 
@@ -76,26 +78,32 @@ def load_base(
     """Load the causal language model at ``path`` on ``device``, frozen and in evaluation mode.
 
     dtype: that of what is not quantised: embeddings, head and norms (and all of it without
-    quantisation). The embeddings grow to ``len(tokenizer)`` rows, never shrink. Its calls keep no
+    quantisation). A base in 4 bits is quantised once for CPUs, kept, and mapped from then on
+    (``quantised``). The embeddings grow to ``len(tokenizer)`` rows, never shrink. Its calls keep no
     cache unless asked to, its ``generate`` does. ValueError when the model cannot be had, is no
     causal one, is damaged or lacks weights.
     """
-    from transformers import AutoModelForCausalLM
-
     silence_notices()
-    model, info = _from_pretrained(
-        AutoModelForCausalLM,
-        "model",
-        path,
-        revision,
-        dtype=getattr(torch, dtype),
-        quantization_config=quantization_config(quantization),
-        device_map={"": device},
-        attn_implementation="sdpa",
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,  # told apart below: transformers' own error is a table
-    )
-    _require_whole(path, info)
+    load = partial(_load_whole, dtype=dtype, device=device)
+    wanted = quantization_config(quantization)
+    quantise = partial(load, path, revision, quantization_config=wanted)
+    # A GPU quantises 7B in three seconds, in which the checkpoint's digest could not be taken.
+    if device.type == "cpu" and quantization.method in (
+        QuantizationMethod.nf4,
+        QuantizationMethod.fp4,
+    ):
+        assert wanted is not None
+        with _quiet():
+            model = load_or_quantise(
+                _base_folder(path, revision),
+                {"quantization": wanted.to_dict(), "dtype": dtype},
+                load=lambda folder: load(str(folder), None),
+                quantise=quantise,
+            )
+        # An adapter's config calls its base by this name, wherever the weights came from.
+        model.name_or_path = model.config._name_or_path = str(_local_folder(path, revision) or path)
+    else:
+        model = quantise()
     _keep_unpacked(model)
     model.requires_grad_(False)
     _resize_embeddings(model, len(tokenizer))
@@ -158,6 +166,28 @@ def _is_news(record: logging.LogRecord) -> bool:
     return not str(record.msg).startswith(_NOTICES[record.name])
 
 
+def _load_whole(
+    path: str, revision: str | None, *, dtype: Dtype, device: torch.device, **more: Any
+) -> Any:
+    """``AutoModelForCausalLM`` at ``path``. ValueError when it is damaged or lacks weights."""
+    from transformers import AutoModelForCausalLM
+
+    model, info = _from_pretrained(
+        AutoModelForCausalLM,
+        "model",
+        path,
+        revision,
+        dtype=getattr(torch, dtype),
+        device_map={"": device},
+        attn_implementation="sdpa",
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # told apart below: transformers' own error is a table
+        **more,
+    )
+    _require_whole(path, info)
+    return model
+
+
 def _from_pretrained(auto: Any, what: str, path: str, revision: str | None, **settings: Any) -> Any:
     """``auto.from_pretrained`` for each kind of path, in silence, with errors of one line."""
     from safetensors import SafetensorError
@@ -207,6 +237,25 @@ def _local_folder(path: str, revision: str | None) -> Path | None:
             f"model.revision={revision} has no effect on a local folder: set model.revision=null"
         )
     return local
+
+
+def _base_folder(path: str, revision: str | None) -> Path | None:
+    """Where ``from_pretrained`` would find the model's files now; None when it would not.
+
+    Of a Hub id that is the snapshot of the newest commit, where the Hub answers.
+    """
+    local = _local_folder(path, revision)
+    if local is not None:
+        return local
+    import huggingface_hub
+    from transformers.utils import cached_file
+
+    answers = hub_answers(huggingface_hub.constants.ENDPOINT)
+    try:
+        found = cached_file(path, "config.json", revision=revision, local_files_only=not answers)
+    except (OSError, ValueError):
+        return None  # loading says why
+    return None if found is None else Path(found).parent
 
 
 def _sentence(error: BaseException) -> str:

@@ -1,0 +1,182 @@
+"""A base in 4 bits kept on disk: quantised once, then mapped by every process that wants it.
+
+A kept base is a folder in Hugging Face format, named by the digest of all that decides its bits.
+Its files are mapped, so that processes share their pages. They are never written in place, which
+would change the weights of those that have mapped them: what is made again are new files.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from dollyllama.config import fingerprint
+from dollyllama.files import cache_folder, digest, locked, write_json, write_text
+from dollyllama.provenance import package_versions
+
+#: Smaller checkpoints are quantised each time, in about two seconds on two cores.
+MIN_BYTES = 2**26
+
+#: What keeps a base from being written: no room or right, or a kind that transformers cannot save.
+_NOT_SAVED = (OSError, ValueError, NotImplementedError, SafetensorError)
+#: More would be copied to the host at once where a model on a GPU is written.
+_SHARD_BYTES = 2**30
+#: The libraries whose arithmetic or file format a kept base is made of.
+_PACKAGES = ("bitsandbytes", "safetensors", "torch", "transformers")
+_DIGESTS = "digests.json"
+
+
+def load_or_quantise(
+    base: Path | None,
+    settings: Mapping[str, Any],
+    *,
+    load: Callable[[Path], Any],
+    quantise: Callable[[], Any],
+) -> Any:
+    """Load a quantised base as it is kept, or quantise and keep it; both give the same bits.
+
+    base: the folder of its checkpoint, None where it has to be fetched first: then it is not kept
+    this time. settings: what decides the bits beside checkpoint and packages. load: a model from a
+    folder, ValueError when that holds none. quantise: the model from the checkpoint; what it raises
+    comes through. Kept in ``$DOLLYLLAMA_CACHE/bases``, or ``.cache/dollyllama/bases`` below the
+    working folder. One process quantises while others wait; its lock goes with it. A place that
+    cannot be written costs a line on stderr and the time.
+    """
+    if base is None or sum(path.stat().st_size for path in _weights_of(base)) < MIN_BYTES:
+        return quantise()
+    with ExitStack() as turn:
+        try:
+            _notes().mkdir(parents=True, exist_ok=True)  # before gigabytes are read in vain
+            folder = _place_of(base, settings)
+            if (kept := _load(folder, load)) is not None:
+                return kept
+            folder.mkdir(parents=True, exist_ok=True)
+            turn.enter_context(locked(folder, None))
+        except OSError as error:
+            _say_not_kept(error)
+            return quantise()
+        if (kept := _load(folder, load)) is not None:
+            return kept
+        model = quantise()
+        try:
+            if _place_of(base, settings) != folder:
+                return model  # the checkpoint was changed meanwhile
+            _save(model, folder)
+        except _NOT_SAVED as error:
+            _discard(folder)
+            _say_not_kept(error)
+            return model
+        kept = _load(folder, load)
+        if kept is None or not _equal(model, kept):
+            _discard(folder)
+            _say_not_kept("it does not load as it was written")
+            return model
+        del model
+        gc.collect()  # 4-bit weights and their layers refer to each other
+        return kept
+
+
+def _notes() -> Path:
+    """Where digests are noted, a file each, named by the stamp of what was read."""
+    return cache_folder() / "digests"
+
+
+def _weights_of(base: Path) -> list[Path]:
+    """The files with the weights of a checkpoint, as transformers prefers them."""
+    found = sorted(base.glob("*.safetensors")) or sorted(base.glob("*.bin"))
+    return [path for path in found if path.is_file()]
+
+
+def _place_of(base: Path, settings: Mapping[str, Any]) -> Path:
+    """Where the base is kept, named by what decides its bits."""
+    about = [base / "config.json", base / "generation_config.json", *base.glob("*.index.json")]
+    files = [*_weights_of(base), *(path for path in about if path.is_file())]
+    digests = {path.name: _digest_of(path) for path in files}
+    versions = package_versions()
+    packages = {name: versions[name] for name in _PACKAGES}
+    return cache_folder() / "bases" / fingerprint([digests, dict(settings), packages])
+
+
+def _digest_of(path: Path) -> str:
+    """SHA-256 of a file, which is read again only when its stamp says that it was touched.
+
+    The time of the inode's last change cannot be set back, unlike that of the file. In the Hub's
+    cache the digest of large files is their name.
+    """
+    file = path.resolve()
+    if path.is_symlink() and file.parent.name == "blobs" and len(file.name) == 64:
+        return file.name
+    stamp = _stamp(file)
+    note = _notes() / fingerprint(stamp)
+    with suppress(OSError, UnicodeDecodeError):
+        noted = note.read_text(encoding="utf-8")
+        if len(noted) == 64:
+            return noted
+    found = digest(file)
+    if _stamp(file) == stamp:
+        with suppress(OSError):
+            write_text(note, found)
+    return found
+
+
+def _stamp(file: Path) -> list[str | int]:
+    status = file.stat()
+    times = status.st_mtime_ns, status.st_ctime_ns
+    return [str(file), status.st_ino, status.st_size, *times]
+
+
+def _load(folder: Path, load: Callable[[Path], Any]) -> Any | None:
+    """The kept base; None when it is not there, or any of it is damaged."""
+    try:
+        digests = json.loads((folder / _DIGESTS).read_text(encoding="utf-8"))
+        whole = all(_digest_of(folder / name) == found for name, found in digests.items())
+        return load(folder) if whole else None
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def _save(model: Any, folder: Path) -> None:
+    """Write the model to ``folder``, the file that says that it is whole last."""
+    _discard(folder)
+    model.save_pretrained(folder, max_shard_size=_SHARD_BYTES)
+    digests = {}
+    for path in sorted(folder.iterdir()):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())  # a digest is not taken again, after a crash of the machine too
+        digests[path.name] = _digest_of(path)
+    write_json(folder / _DIGESTS, digests)
+
+
+def _discard(folder: Path) -> None:
+    """Remove what there is of a kept base, first what says that it is whole."""
+    with suppress(OSError):
+        (folder / _DIGESTS).unlink(missing_ok=True)
+        for path in folder.iterdir():
+            path.unlink()
+
+
+def _equal(one: Any, other: Any) -> bool:
+    """Whether two models have the same weights and states of quantisation, bit for bit."""
+    ours, theirs = one.state_dict(), other.state_dict()
+    return ours.keys() == theirs.keys() and all(
+        tensor.dtype == theirs[name].dtype and torch.equal(tensor, theirs[name])
+        for name, tensor in ours.items()
+    )
+
+
+def _say_not_kept(why: object) -> None:
+    folder = cache_folder() / "bases"
+    print(
+        f"the quantised base is not kept in {folder} ({why}): make room there, or name another "
+        f"folder by DOLLYLLAMA_CACHE=FOLDER",
+        file=sys.stderr,
+    )
