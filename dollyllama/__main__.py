@@ -16,6 +16,7 @@ from dollyllama.verbs import (
     generate,
     latency,
     merge,
+    plan,
     prepare,
     report,
     serve,
@@ -26,6 +27,7 @@ from dollyllama.verbs import (
 #: line of its docstring is its help.
 VERBS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "prepare": prepare.main,
+    "plan": plan.main,
     "show": show.main,
     "evaluate": evaluate.main,
     "generate": generate.main,

@@ -48,6 +48,7 @@ from dollyllama.summary import columns, cost_rows, next_commands
 from dollyllama.tracking import Tracker, costs, open_tracker
 from dollyllama.training.budget import make_plan
 from dollyllama.training.fit import Diverged, FitResult, fit
+from dollyllama.training.memory import expected_peak_mib
 
 
 class Status(StrEnum):
@@ -62,8 +63,9 @@ class Status(StrEnum):
 class Result:
     """What ``result.json`` holds. Metrics are by phase: ``before`` and ``after`` training.
 
-    parameters: how many are trainable, and of how many. seconds: by part of the run, over all its
-    sessions; ``total`` is everything between its beginnings and its ends.
+    parameters: how many are trainable, and of how many. expected_memory_mib: the peak of training
+    as told before it. seconds: by part of the run, over all its sessions; ``total`` is everything
+    between its beginnings and its ends.
     """
 
     status: Status = Status.running
@@ -71,14 +73,22 @@ class Result:
     metrics: dict[str, list[Metric]] = field(default_factory=dict)
     train: FitResult | None = None
     parameters: dict[str, int] = field(default_factory=dict)
+    expected_memory_mib: float | None = None
     seconds: dict[str, float] = field(default_factory=dict)
 
 
-def run(run_config: config.Run, folder: Path, *, trained: Path | None = None) -> Result:
+def run(
+    run_config: config.Run,
+    folder: Path,
+    *,
+    trained: Path | None = None,
+    expect_memory: bool = True,
+) -> Result:
     """Train, evaluate and record one run in ``folder``; go on where it stopped if it holds one.
 
     trained: a finished run that differs in decoding and evaluation alone, whose adapter is taken
-    over in place of training. Raises ValueError for what the user can mend, Diverged when the loss
+    over in place of training. expect_memory: whether to tell the peak of training beforehand, which
+    takes a second or more. Raises ValueError for what the user can mend, Diverged when the loss
     stops being a number; the record in ``folder`` is complete either way. An interrupted run
     returns with that status.
     """
@@ -119,7 +129,17 @@ def run(run_config: config.Run, folder: Path, *, trained: Path | None = None) ->
         if trained is not None:
             model = _take_over(trained, model, result, folder)
         else:
-            model = _train(run_config, model, tokenizer, data, origin, result, folder, tracker)
+            model = _train(
+                run_config,
+                model,
+                tokenizer,
+                data,
+                origin,
+                result,
+                folder,
+                tracker,
+                expect_memory=expect_memory,
+            )
             if result.status is Status.interrupted:
                 return result
         origin["adapter"] = provenance.describe_adapter(folder / "adapter")
@@ -272,6 +292,8 @@ def _train(
     result: Result,
     folder: Path,
     tracker: Tracker,
+    *,
+    expect_memory: bool,
 ) -> Any:
     """Put an adapter on the base, train and save it; not saved when the run is interrupted."""
     model = put_adapter(run_config, base)
@@ -281,6 +303,10 @@ def _train(
     if run_config.precision.autocast:
         origin["products"] = str(products_in(torch.bfloat16, model.device)).removeprefix("torch.")
     write_json(folder / "provenance.json", origin)
+    if expect_memory:
+        result.expected_memory_mib = expected_peak_mib(
+            run_config, tokenizer, data.train, model.device
+        )
     print(f"{_opening(run_config, model, data, result)}\n")
     with _timed(result, "train"):
         result.train = fit(
@@ -435,6 +461,11 @@ def _opening(run_config: config.Run, model: Any, data: PreparedData, result: Res
                 ),
             ),
             ("trainable", f"{trainable:,} of {parameters:,} ({trainable / parameters:.2%})"),
+            *(
+                [("peak memory", f"about {expected:,.0f} MiB")]
+                if (expected := result.expected_memory_mib)
+                else []
+            ),
             *([("slower path", ", ".join(slow))] if (slow := left_out(model)) else []),
             *steps,
         ]

@@ -183,6 +183,8 @@ def cost_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
             ("trainable", f"{parameters['trainable']:,} of {parameters['total']:,} ({share:.2%})")
         )
     if train := result.get("train"):
+        expected = result.get("expected_memory_mib")
+        told = f" (estimated {expected:,.0f})" if expected else ""
         rows += [
             (
                 "training",
@@ -191,7 +193,7 @@ def cost_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
                     f"{_duration(train['seconds'])}, {train['tokens_per_second']:,.0f} tokens/s"
                 ),
             ),
-            ("peak memory", f"{train['peak_memory_mib']:,.0f} MiB"),
+            ("peak memory", f"{train['peak_memory_mib']:,.0f} MiB{told}"),
         ]
     seconds = result.get("seconds", {})
     if spent := [f"{_spaced(part)} {seconds[part]:.0f}" for part in _PARTS if part in seconds]:

@@ -198,7 +198,8 @@ def _run(run: config.Run, folder: Path, trained: Path | None) -> None:
 
     if threads := os.environ.get("OMP_NUM_THREADS"):
         torch.set_num_threads(int(threads))
-    run_to_the_end(run, folder, trained=trained)
+    # What cells take is told from those that are done.
+    run_to_the_end(run, folder, trained=trained, expect_memory=False)
 
 
 def check_own(folder: Path, planned: Planned) -> None:
