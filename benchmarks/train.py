@@ -47,7 +47,6 @@ from dollyllama import config
 from dollyllama.data.prepare import prepare
 from dollyllama.data.tokens import EncodedExample
 from dollyllama.evaluation.loss import average_losses, held_out_loss
-from dollyllama.fast.projections import products_in
 from dollyllama.latency.measure import peak, reset_peak
 from dollyllama.launch import compose_run
 from dollyllama.model.adapter import attach_adapter
@@ -195,7 +194,6 @@ def peers() -> dict[str, Side]:
 def ladder() -> dict[str, Side]:
     """From TRL's padded batches to the fast path, one means after the other."""
     no_path = mock.patch("dollyllama.training.fit.fast_path", contextlib.nullcontext)
-    no_norms = mock.patch("dollyllama.fast.attach._is_rms_norm", return_value=False)
     masks = mock.patch("dollyllama.fast.projections.draw_dropped", draw_mask)
     as_asked = mock.patch("dollyllama.fast.projections.products_in", lambda dtype, device: dtype)
     padded, grouped = config.Batching.padded, config.Batching.length_grouped
@@ -203,19 +201,15 @@ def ladder() -> dict[str, Side]:
     def ours(*without: Any, batching: config.Batching = config.Batching.packed) -> Side:
         return partial(train_ours, batching=batching, without=without)
 
-    sides: dict[str, Side] = {
+    return {
         "TRL, padded": partial(train_trl, batching="padded"),
         "ours, padded": ours(no_path, batching=padded),
         "+ rows of like length": ours(no_path, batching=grouped),
         "+ packed": ours(no_path),
-        "+ joined projections": ours(no_norms, masks, as_asked),
-        "+ dropout by places": ours(no_norms, as_asked),
-        "+ products in float32": ours(no_norms),
-        OURS: train_ours,
+        "+ joined projections": ours(masks, as_asked),
+        "+ dropout by places": ours(as_asked),
+        OURS: train_ours,  # and products in float32, where that is faster
     }
-    if products_in(torch.bfloat16, device()) is torch.bfloat16:
-        del sides["+ products in float32"]
-    return sides
 
 
 def draw_mask(like: torch.Tensor, p: float) -> torch.Tensor:

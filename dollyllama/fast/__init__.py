@@ -1,1 +1,1 @@
-"""The fast path of training: the mathematics of PEFT and transformers in fewer operations."""
+"""The fast path of training: the mathematics of PEFT in fewer operations."""

@@ -6,10 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeGuard
 
-import torch
 from torch import Tensor, nn
 
-from dollyllama.fast.norm import rms_norm
 from dollyllama.fast.projections import Projection, project
 from dollyllama.model.precision import quantised_as
 
@@ -57,14 +55,11 @@ def _in_training(module: nn.Module, fast: Callable[[Tensor], Tensor]) -> Callabl
 
 def _replacements(model: Any) -> list[tuple[nn.Module, Callable[[Tensor], Tensor]]]:
     """The modules that have a fast forward pass, each with it."""
-    found: list[tuple[nn.Module, Callable[[Tensor], Tensor]]] = []
     groups: dict[tuple[str, tuple[str, ...]], list[tuple[nn.Module, Projection]]] = {}
     inside: set[nn.Module] = set()
     for name, module in model.named_modules():
         if module in inside:
             continue
-        if _is_rms_norm(module):
-            found.append((module, _norm_of(module)))
         projection = _projection_or_reason(module)
         if projection is not None:
             inside.update(module.modules())
@@ -72,6 +67,7 @@ def _replacements(model: Any) -> list[tuple[nn.Module, Callable[[Tensor], Tensor
             parent, _, last = name.rpartition(".")
             names = next((names for names in SHARED_INPUTS if last in names), (last,))
             groups.setdefault((parent, names), []).append((module, projection))
+    found: list[tuple[nn.Module, Callable[[Tensor], Tensor]]] = []
     for members in groups.values():
         together = _Together([projection for _, projection in members])
         found += [(module, together.taking(number)) for number, (module, _) in enumerate(members)]
@@ -132,22 +128,3 @@ def _is_frozen_linear(module: Any) -> TypeGuard[nn.Linear]:
     if type(module) is not nn.Linear and type(module).__name__ != "Linear4bit":
         return False
     return not module.weight.requires_grad and quantised_as(module.weight) != "int8"
-
-
-def _is_rms_norm(module: Any) -> bool:
-    """Whether it computes what ``rms_norm`` does: some models' norms add one to the weight."""
-    weight = getattr(module, "weight", None)
-    if (
-        not type(module).__name__.endswith("RMSNorm")
-        or weight is None
-        or weight.requires_grad
-        or not hasattr(module, "variance_epsilon")
-    ):
-        return False
-    x = torch.linspace(-1, 2, 3 * len(weight), device=weight.device).view(3, -1)
-    with torch.no_grad():
-        return torch.allclose(module(x), rms_norm(x, weight, module.variance_epsilon), atol=1e-5)
-
-
-def _norm_of(module: Any) -> Callable[[Tensor], Tensor]:
-    return lambda x: rms_norm(x, module.weight, module.variance_epsilon)
