@@ -71,7 +71,7 @@ def test_prepare_takes_options_between_overrides_and_a_folder_of_its_own(
     ("arguments", "line"),
     [
         (["prepre"], "there is no verb prepre: did you mean prepare?"),
-        (["xyz"], "there is no verb xyz: there are prepare, show, evaluate, generate"),
+        (["xyz"], "there is no verb xyz: there are prepare, plan, show, evaluate, generate"),
         (["prepare", "lora.rnk=8"], "did you mean lora.r?"),
         (["prepare", "data=sqll"], "did you mean data=sql?"),
         (["prepare", "--outpt=x"], "unrecognized arguments: --outpt=x"),

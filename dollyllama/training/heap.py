@@ -19,7 +19,8 @@ _MIB = 2**20
 _MAPPED, _TRIM = 32 * _MIB, 64 * _MIB
 _HEADER, _ROUND, _ALIGNMENT, _SMALLEST = 16, 16, 64, 32
 #: Of so many splinters one is in use until the backward pass has ended. The only figure here that
-#: is no rule of glibc: fitted to four runs of the embedded model (docs/log.md).
+#: is no rule of glibc: fitted to four runs of the embedded model, three of them to 7 % and one to
+#: 13 (docs/speed.md).
 _SETTLED = 6
 
 #: What ``Heap.give`` wants back: where a block begins (None: mapped) and its size.
