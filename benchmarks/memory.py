@@ -18,7 +18,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from benchmarks.sweep import run as run_script
+
 FITTED = "fitted"
 #: What both models are tried with, and whether the embedded one was used to fit the constant.
 CASES: dict[str, tuple[str, ...]] = {
@@ -86,20 +87,15 @@ def run(overrides: list[str], folder: Path, steps: int) -> tuple[float, float]:
 
     This process stays small, because a child begins with its parent's peak.
     """
-    done = subprocess.run(
+    run_script(
+        "train.py",
         [
-            *(sys.executable, str(ROOT / "train.py"), *overrides, "tracking=files"),
-            *("evaluation=none", "trainer.epochs=null", f"trainer.max_steps={steps}"),
+            *(*overrides, "tracking=files", "evaluation=none"),
+            *("trainer.epochs=null", f"trainer.max_steps={steps}"),
             *("trainer.checkpoint_steps=null", "trainer.keep_checkpoints=null"),
             f"hydra.run.dir='{folder}'",
         ],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
     )
-    if done.returncode != 0:
-        raise SystemExit(f"{' '.join(overrides)}:\n{done.stderr[-2000:]}")
     result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     return result["expected_memory_mib"], result["train"]["peak_memory_mib"]
 

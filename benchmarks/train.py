@@ -43,6 +43,7 @@ from unittest import mock
 import torch
 from scipy.stats import t as student
 
+from benchmarks.decode import make_model
 from dollyllama import config
 from dollyllama.data.prepare import prepare
 from dollyllama.data.tokens import EncodedExample
@@ -372,22 +373,10 @@ def finish(
 
 def write_model(folder: Path, tokenizer: str | None) -> Path:
     """A Llama of 110 M parameters with random weights, in bfloat16, with a tokenizer."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
     if tokenizer is None:
         raise SystemExit("--model 100m: name a tokenizer's folder with --tokenizer")
-    loaded = load_tokenizer(tokenizer, None)
-    torch.manual_seed(0)
-    shape = LlamaConfig(
-        hidden_size=768,
-        intermediate_size=2048,
-        num_hidden_layers=12,
-        num_attention_heads=12,
-        vocab_size=len(loaded),
-        tie_word_embeddings=True,
-    )
-    LlamaForCausalLM(shape).to(torch.bfloat16).save_pretrained(folder)
-    loaded.save_pretrained(folder)
+    make_model(2_048, "bfloat16").save_pretrained(folder)
+    load_tokenizer(tokenizer, None).save_pretrained(folder)
     return folder
 
 

@@ -182,11 +182,17 @@ def describe_adapter(folder: Path) -> dict[str, str]:
     return {name: digest(folder / name) for name in ADAPTER_FILES if (folder / name).is_file()}
 
 
+def digest_in_name(path: Path) -> str | None:
+    """SHA-256 of a large file in a Hub cache, where it is the name; None for any other file."""
+    blob = path.resolve()
+    named = path.is_symlink() and blob.parent.name == "blobs" and len(blob.name) == 64
+    return blob.name if named else None
+
+
 def _weights_digest(path: Path) -> str | None:
     """SHA-256 of a file; read off the name in a Hub cache, None when it is too large to read."""
-    blob = path.resolve()
-    if path.is_symlink() and blob.parent.name == "blobs" and len(blob.name) == 64:
-        return blob.name
+    if (found := digest_in_name(path)) is not None:
+        return found
     return digest(path) if path.stat().st_size <= MAX_DIGESTED_BYTES else None
 
 

@@ -48,7 +48,6 @@ from dollyllama.summary import columns, cost_rows, next_commands
 from dollyllama.tracking import Tracker, costs, open_tracker
 from dollyllama.training.budget import make_plan
 from dollyllama.training.fit import Diverged, FitResult, fit
-from dollyllama.training.memory import expected_peak_mib
 
 
 class Status(StrEnum):
@@ -304,6 +303,9 @@ def _train(
         origin["products"] = str(products_in(torch.bfloat16, model.device)).removeprefix("torch.")
     write_json(folder / "provenance.json", origin)
     if expect_memory:
+        # Here, because cells do without it, and it loads much that nothing else needs.
+        from dollyllama.training.memory import expected_peak_mib
+
         result.expected_memory_mib = expected_peak_mib(
             run_config, tokenizer, data.train, model.device
         )

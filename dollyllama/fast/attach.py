@@ -9,6 +9,7 @@ from typing import Any, TypeGuard
 from torch import Tensor, nn
 
 from dollyllama.fast.projections import Projection, project
+from dollyllama.model.forwards import replaced_forwards
 from dollyllama.model.precision import quantised_as
 
 #: Layers of one parent that read the same input, by the names that Llama-style models share.
@@ -23,13 +24,8 @@ def fast_path(model: Any) -> Iterator[None]:
     all of the model in evaluation mode.
     """
     replaced = [(module, _in_training(module, fast)) for module, fast in _replacements(model)]
-    for module, forward in replaced:
-        module.forward = forward
-    try:
+    with replaced_forwards(replaced):
         yield
-    finally:
-        for module, _ in replaced:
-            del module.forward
 
 
 def left_out(model: Any) -> list[str]:

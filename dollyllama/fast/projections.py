@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from dollyllama.fast.dropout import draw_dropped, drop_
+from dollyllama.model.dense import dense_weight
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,16 +34,6 @@ class Projection:
     b: nn.Parameter | None = None
     scaling: float = 1.0
     p: float = 0.0
-
-    def dense(self, dtype: torch.dtype) -> Tensor:
-        """The base's weight (O, I), dequantised: the numbers that bitsandbytes multiplies by."""
-        weight: Any = self.base.weight
-        state = getattr(weight, "quant_state", None)
-        if state is not None:
-            from bitsandbytes.functional import dequantize_4bit
-
-            weight = dequantize_4bit(weight.data, state)
-        return weight.detach().to(dtype)  # type: ignore[no-any-return]
 
 
 def products_in(dtype: torch.dtype, device: torch.device) -> torch.dtype:
@@ -85,7 +76,7 @@ class _Project(torch.autograd.Function):
                 h_NR = behind_NI @ _join(parameters, dtype).t()
             start = 0
             for layer in group:
-                y_NO = x_NI @ layer.dense(dtype).t()
+                y_NO = x_NI @ dense_weight(layer.base, dtype).t()
                 if layer.base.bias is not None:
                     y_NO += layer.base.bias.to(dtype)
                 if layer.a is not None and layer.b is not None and h_NR is not None:
@@ -111,7 +102,7 @@ class _Project(torch.autograd.Function):
             for layer, gradient in zip(ctx.group, gradients, strict=True):
                 dy_NO = gradient.flatten(0, -2).to(dtype)
                 if ctx.needs_input_grad[0]:
-                    weight_OI = layer.dense(dtype)
+                    weight_OI = dense_weight(layer.base, dtype)
                     dx_NI = dy_NO @ weight_OI if dx_NI is None else dx_NI.addmm_(dy_NO, weight_OI)
                 if layer.a is not None and dh_NR is not None:
                     stop = start + len(layer.a)

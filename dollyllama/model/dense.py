@@ -1,4 +1,4 @@
-"""4-bit weights kept dequantised while many small forward passes need them."""
+"""Weights made dense, and kept so while many small forward passes need them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import psutil
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
+
+from dollyllama.model.forwards import replaced_forwards
 
 #: The share of free memory that dequantised weights may take.
 _SHARE = 0.25
@@ -33,25 +35,28 @@ def dense_weights(model: Any) -> Iterator[None]:
     if model.device.type != "cpu" or size > _SHARE * psutil.virtual_memory().available:
         yield
         return
-    for layer in layers:
-        layer.forward = _with_dense(layer)
-    try:
+    with replaced_forwards((layer, _with_dense(layer)) for layer in layers):
         yield
-    finally:
-        for layer in layers:
-            del layer.forward
+
+
+def dense_weight(layer: Any, dtype: torch.dtype) -> Tensor:
+    """A frozen linear layer's weight (out, in): of 4 bits, what bitsandbytes multiplies by."""
+    weight: Any = layer.weight
+    state = getattr(weight, "quant_state", None)
+    if state is not None:
+        from bitsandbytes.functional import dequantize_4bit
+
+        weight = dequantize_4bit(weight.data, state)
+    return weight.detach().to(dtype)  # type: ignore[no-any-return]
 
 
 def _with_dense(layer: Any) -> Callable[[Tensor], Tensor]:
-    from bitsandbytes.functional import dequantize_4bit
-
     dense: dict[torch.dtype, Tensor] = {}
 
     def forward(x: Tensor) -> Tensor:
         narrow = x.to(layer.compute_dtype or x.dtype)
         if narrow.dtype not in dense:
-            weight = layer.weight
-            dense[narrow.dtype] = dequantize_4bit(weight.data, weight.quant_state).to(narrow.dtype)
+            dense[narrow.dtype] = dense_weight(layer, narrow.dtype)
         bias = None if layer.bias is None else layer.bias.to(narrow.dtype)
         return linear(narrow, dense[narrow.dtype], bias).to(x.dtype)
 

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 
 from dollyllama.config import fingerprint
 from dollyllama.files import cache_folder, digest, locked, write_json, write_text
-from dollyllama.provenance import package_versions
+from dollyllama.provenance import digest_in_name, package_versions
 
 #: Smaller checkpoints are quantised each time, in about two seconds on two cores.
 MIN_BYTES = 2**26
@@ -112,9 +112,9 @@ def _digest_of(path: Path) -> str:
     The time of the inode's last change cannot be set back, unlike that of the file. In the Hub's
     cache the digest of large files is their name.
     """
+    if (named := digest_in_name(path)) is not None:
+        return named
     file = path.resolve()
-    if path.is_symlink() and file.parent.name == "blobs" and len(file.name) == 64:
-        return file.name
     stamp = _stamp(file)
     note = _notes() / fingerprint(stamp)
     with suppress(OSError, UnicodeDecodeError):

@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import cross_entropy, log_softmax
 
 from dollyllama.data.tokens import IGNORED, EncodedExample
+from dollyllama.model.forwards import replaced_forwards
 
 #: Logits at a time, and what a float32 of each takes is 64 MiB: of 32,000 tokens, 524 places.
 _LOGITS = 2**24
@@ -64,16 +65,13 @@ class SupervisedLoss:
         head = model.get_output_embeddings()
         chunked = _answers_with_its_heads_logits(model, head)
         handle = model.register_forward_pre_hook(self._take_places, with_kwargs=True)
-        before = head.__dict__.get("forward")
-        head.forward = self._head_forward(head, head.forward, chunked=chunked)
         try:
-            yield
+            with replaced_forwards(
+                [(head, self._head_forward(head, head.forward, chunked=chunked))]
+            ):
+                yield
         finally:
             handle.remove()
-            if before is None:
-                del head.forward
-            else:
-                head.forward = before
 
     def __call__(
         self, outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None

@@ -95,8 +95,9 @@ def test_every_precision_computes_with_and_without_autocast(
         with torch.autocast("cpu", torch.bfloat16):
             autocast = model(ids).logits.float()
     scale = expected.std()
-    # bfloat16 keeps 8 bits; the quantised weights themselves are off by more.
-    assert (plain - autocast).std() < 0.02 * scale
+    # bfloat16 keeps 8 bits, which int8 rounds to other levels of its inputs; the quantised weights
+    # themselves are off by more.
+    assert (plain - autocast).std() < (0.03 if method == "int8" else 0.02) * scale
     tolerance = {"none": 0.02, "int8": 0.03, "nf4": 0.3, "fp4": 0.4}[method]
     assert (plain - expected).std() < tolerance * scale
 
