@@ -36,13 +36,12 @@ from dollyllama.evaluation.suite import Evaluated, evaluate, select
 from dollyllama.evaluation.table import compare_table
 from dollyllama.explain import one_line
 from dollyllama.fast.attach import left_out
-from dollyllama.fast.projections import products_in
 from dollyllama.files import locked, read_json_lines, write_json, write_json_lines, write_text
 from dollyllama.model.adapter import attach_adapter, count_parameters, load_adapter, save_adapter
 from dollyllama.model.dense import dense_weights
 from dollyllama.model.load import load_base, load_merged, load_tokenizer
 from dollyllama.model.merge import Base, write_merged
-from dollyllama.model.precision import dtype_census, upcast
+from dollyllama.model.precision import dtype_census, products_in, upcast
 from dollyllama.redact import redact
 from dollyllama.summary import columns, cost_rows, next_commands
 from dollyllama.tracking import Tracker, costs, open_tracker

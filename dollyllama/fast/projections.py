@@ -20,6 +20,7 @@ from torch.autograd.function import once_differentiable
 
 from dollyllama.fast.dropout import draw_dropped, drop_
 from dollyllama.model.dense import dense_weight
+from dollyllama.model.precision import products_in
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,16 +35,6 @@ class Projection:
     b: nn.Parameter | None = None
     scaling: float = 1.0
     p: float = 0.0
-
-
-def products_in(dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    """In which dtype the fast path multiplies where others would in ``dtype``.
-
-    float32 for bfloat16 on a CPU without tiles for it (AMX): there it takes half the time, and
-    rounds less. The weights are those of ``dtype`` in any case.
-    """
-    slow = device.type == "cpu" and not torch.cpu._is_amx_tile_supported()
-    return torch.float32 if slow and dtype is torch.bfloat16 else dtype
 
 
 def project(x: Tensor, group: Sequence[Projection]) -> tuple[Tensor, ...]:

@@ -1,4 +1,4 @@
-"""Weights made dense, and kept so while many small forward passes need them."""
+"""Linear layers of a frozen model by dense weights, while many forward passes need them."""
 
 from __future__ import annotations
 
@@ -8,34 +8,40 @@ from typing import Any
 
 import psutil
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from dollyllama.model.forwards import replaced_forwards
+from dollyllama.model.precision import products_in
 
 #: The share of free memory that dequantised weights may take.
 _SHARE = 0.25
+#: Of so many rows a product takes longer than reading its weights, even if widened for it.
+_MANY_ROWS = 8
 
 
 @contextmanager
 def dense_weights(model: Any) -> Iterator[None]:
-    """Keep what bitsandbytes makes of 4-bit weights anew in each pass, where a CPU has the room.
+    """Let a CPU do a model's linear layers by weights that are made dense once, not in each pass.
 
-    Generation makes all weights dense for every token, which on a CPU takes as long as the products
-    with them. Results keep their bits, for it is the same product with the same numbers. A GPU has
-    kernels that need no dense weights. For evaluation: there is no backward pass.
+    They are kept where there is room: generation makes all weights dense for every token, which
+    takes as long as the products with them. Where float32 products are faster (``products_in``) all
+    but those of few rows are in float32, with weights rounded as ever; all others keep their bits.
+    A GPU has kernels that need no dense weights. For evaluation: there is no backward pass.
     """
     from bitsandbytes.nn import Linear4bit
 
-    layers = [module for module in model.modules() if isinstance(module, Linear4bit)]
+    if model.device.type != "cpu":
+        yield
+        return
+    layers = [each for each in model.modules() if type(each) in {nn.Linear, Linear4bit}]
     size = sum(
         layer.in_features * layer.out_features * (layer.compute_dtype or torch.float32).itemsize
         for layer in layers
+        if isinstance(layer, Linear4bit)
     )
-    if model.device.type != "cpu" or size > _SHARE * psutil.virtual_memory().available:
-        yield
-        return
-    with replaced_forwards((layer, _with_dense(layer)) for layer in layers):
+    keep = size <= _SHARE * psutil.virtual_memory().available
+    with replaced_forwards((layer, _with_dense(layer, keep=keep)) for layer in layers):
         yield
 
 
@@ -50,14 +56,20 @@ def dense_weight(layer: Any, dtype: torch.dtype) -> Tensor:
     return weight.detach().to(dtype)  # type: ignore[no-any-return]
 
 
-def _with_dense(layer: Any) -> Callable[[Tensor], Tensor]:
-    dense: dict[torch.dtype, Tensor] = {}
+def _with_dense(layer: Any, *, keep: bool) -> Callable[[Tensor], Tensor]:
+    kept: dict[torch.dtype, Tensor] = {}
 
     def forward(x: Tensor) -> Tensor:
-        narrow = x.to(layer.compute_dtype or x.dtype)
-        if narrow.dtype not in dense:
-            dense[narrow.dtype] = dense_weight(layer, narrow.dtype)
-        bias = None if layer.bias is None else layer.bias.to(narrow.dtype)
-        return linear(narrow, dense[narrow.dtype], bias).to(x.dtype)
+        dtype = getattr(layer, "compute_dtype", None) or x.dtype
+        weight = kept.get(dtype)
+        if weight is None:
+            weight = dense_weight(layer, dtype)
+            if keep:
+                kept[dtype] = weight
+        narrow = x.to(dtype)
+        if x.numel() >= _MANY_ROWS * x.shape[-1]:
+            dtype = products_in(dtype, x.device)
+        bias = None if layer.bias is None else layer.bias.to(dtype)
+        return linear(narrow.to(dtype), weight.to(dtype), bias).to(x.dtype)
 
     return forward

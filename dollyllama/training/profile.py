@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from dollyllama.files import write_text
@@ -16,8 +17,9 @@ from dollyllama.files import write_text
 #: Steps before the profiled ones, in which allocators and caches warm up, and profiled steps.
 _WARM_UP, _PROFILED = 2, 3
 _TABLE_ROWS = 40
-#: The side of the square matrices whose product shows what the device can do, and how often.
-_SIDE, _TIMES = 2048, 3
+#: Sides of square matrices whose product shows what the device can do: they grow until one takes
+#: so many seconds, because some CPUs multiply bfloat16 a thousand times slower than others.
+_SIDES, _LONG_ENOUGH = (256, 512, 1024, 2048, 4096), 0.02
 #: Where the two factors stand among the arguments of each matrix product.
 _FACTORS = {
     "aten::mm": (0, 1),
@@ -85,12 +87,19 @@ def _best_rate(device: torch.device) -> float:
     """Operations a second of a large product, in float32 or bfloat16, whichever is faster here."""
     best = 0.0
     for dtype in (torch.float32, torch.bfloat16):
-        square = torch.ones(_SIDE, _SIDE, dtype=dtype, device=device)
-        for _ in range(_TIMES):
-            started = time.perf_counter()
-            float((square @ square)[0, 0])  # waits for a GPU
-            best = max(best, 2 * _SIDE**3 / (time.perf_counter() - started))
+        for side in _SIDES:
+            square = torch.ones(side, side, dtype=dtype, device=device)
+            seconds = min(_time_product(square) for _ in range(3))
+            best = max(best, 2 * side**3 / seconds)
+            if seconds > _LONG_ENOUGH:
+                break
     return best
+
+
+def _time_product(square: Tensor) -> float:
+    started = time.perf_counter()
+    float((square @ square)[0, 0])  # waits for a GPU
+    return time.perf_counter() - started
 
 
 def _describe(steps: int, seconds: float, flops: int, best: float) -> str:
@@ -98,6 +107,5 @@ def _describe(steps: int, seconds: float, flops: int, best: float) -> str:
     return (
         f"{steps} steps in {seconds:.2f} s, profiled. Matrix products: {flops / 1e9:,.1f} GFLOP, "
         f"{rate / 1e9:,.1f} GFLOP/s over all of the time, {rate / best:.0%} of the "
-        f"{best / 1e9:,.0f} GFLOP/s that one of {_SIDE} x {_SIDE} reaches here (attention is not "
-        f"counted)."
+        f"{best / 1e9:,.0f} GFLOP/s that a large one reaches here (attention is not counted)."
     )

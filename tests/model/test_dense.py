@@ -1,4 +1,4 @@
-"""Dense weights change the time of a pass and nothing else."""
+"""Dense weights change the time of a pass, and of large products how they are rounded."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import bitsandbytes
 import pytest
 import torch
+from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, get_peft_model
 
 from dollyllama.config import Upcast
@@ -35,14 +36,26 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 @pytest.mark.parametrize("method", ["nf4", "fp4"])
 @pytest.mark.parametrize("double", [True, False])
 @pytest.mark.parametrize("what", [Upcast.norms, Upcast.none])
+@pytest.mark.parametrize(
+    ("tiles", "rows"),
+    [pytest.param(True, 2, id="quick bfloat16"), pytest.param(False, 1, id="few rows")],
+)
 def test_answers_keep_their_bits_and_each_weight_is_made_once(
-    tmp_path: Path, calls: list[int], method: str, double: bool, what: Upcast
+    tmp_path: Path,
+    calls: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    double: bool,
+    what: Upcast,
+    tiles: bool,
+    rows: int,
 ) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: tiles)
     model = load(write_model(tmp_path), make_tokenizer(), method, double=double)
     upcast(model, what)
     model = get_peft_model(model, LoraConfig(target_modules=["q_proj"], init_lora_weights=False))
     model.eval()
-    ids = some_ids()
+    ids = some_ids(rows, 12 if tiles else 7)
     before = model(input_ids=ids).logits
     with dense_weights(model):
         for _ in range(3):
@@ -50,6 +63,42 @@ def test_answers_keep_their_bits_and_each_weight_is_made_once(
         assert len(calls) == 14
     assert torch.equal(model(input_ids=ids).logits, before)
     assert len(calls) == 14
+
+
+@pytest.mark.parametrize("room", [True, False])
+def test_many_rows_are_nearer_to_the_truth_where_bfloat16_is_slow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: bool
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    if not room:
+        monkeypatch.setattr(dense, "_SHARE", 0.0)
+    model = load(write_model(tmp_path), make_tokenizer(), "nf4")
+    upcast(model, Upcast.all)
+    ids = some_ids()
+    with torch.no_grad():
+        theirs = model(input_ids=ids).logits
+        with dense_weights(model):
+            ours = model(input_ids=ids).logits
+        # The truth: the same 4-bit weights, all else in float32.
+        for module in model.modules():
+            if type(module) is Linear4bit:
+                module.compute_dtype = torch.float32
+        truth = model(input_ids=ids).logits
+    assert 0 < (ours - truth).norm() < (theirs - truth).norm()
+
+
+def test_an_unquantised_model_answers_alike_where_bfloat16_is_slow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    model = load(write_model(tmp_path), make_tokenizer(), "none")
+    ids = some_ids()
+    with torch.no_grad():
+        theirs = model(input_ids=ids).logits
+        with dense_weights(model):
+            ours = model(input_ids=ids).logits
+    assert ours.dtype is torch.bfloat16
+    torch.testing.assert_close(ours, theirs, rtol=0.02, atol=0.05)
 
 
 def test_without_room_nothing_is_kept(
@@ -60,11 +109,13 @@ def test_without_room_nothing_is_kept(
     monkeypatch.setattr(dense, "psutil", room)
     with dense_weights(model):
         model(input_ids=some_ids())
-    assert calls == []
+        model(input_ids=some_ids())
+    assert len(calls) == 28
 
 
-def test_a_model_without_4_bit_layers_is_left_alone(tmp_path: Path) -> None:
+def test_few_rows_of_a_model_without_4_bit_layers_keep_their_bits(tmp_path: Path) -> None:
     model = load(write_model(tmp_path), make_tokenizer(), "none")
-    before = model(input_ids=some_ids()).logits
+    ids = some_ids(1, 7)
+    before = model(input_ids=ids).logits
     with dense_weights(model):
-        assert torch.equal(model(input_ids=some_ids()).logits, before)
+        assert torch.equal(model(input_ids=ids).logits, before)
