@@ -481,9 +481,7 @@ def choices(case: Case) -> None:
             run_config = launch.compose_run([*shared, *chosen])
             model = put_adapter(run_config, load(run_config, tokenizer))
             done, steps = train(run_config, model, tokenizer, rows)
-            losses = held_out_loss(
-                model, rows[:32], batch_size=32, pad_token_id=tokenizer.pad_token_id
-            )
+            losses = held_out_loss(model, rows[:32], batch_size=32)
         except Exception as error:  # the next choice may work
             traceback.print_exc()
             case.say(name, error=f"{type(error).__name__}: {error}"[:300])

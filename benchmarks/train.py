@@ -69,15 +69,18 @@ OURS = "DollyLlama"
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """One training run. seconds: the loop alone; setup_seconds: everything before it."""
+    """One training run. seconds: the loop alone; setup_seconds: everything before it.
+
+    curve: the training loss of a token by step, as the trainer logs it.
+    """
 
     tokens: int
     supervised: int
-    steps: int
     seconds: float
     setup_seconds: float
     memory_mib: float
     loss: float
+    curve: list[float]
 
     @property
     def tokens_per_second(self) -> float:
@@ -132,6 +135,8 @@ def main() -> None:
     print("\nratio: of tokens with loss a second, within a round: median (lowest to highest)\n")
     print(layout(loss_table(timings)))
     print("\ndifference: to DollyLlama with the same seed, mean and 95 % interval over the seeds")
+    if arguments.plot:
+        draw_curves(timings, arguments.plot)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -147,6 +152,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=0, help="torch's threads; 0: its default")
     parser.add_argument("--ladder", action="store_true", help="our means one by one, not peers")
+    parser.add_argument("--plot", type=Path, help="draw the sides' training losses into a PNG file")
     return parser.parse_args()
 
 
@@ -227,6 +233,7 @@ def train_ours(
 ) -> Timing:
     """without: patches that take something of ours away."""
     model = fresh_model(tokenizer, arguments)
+    curve: list[float] = []
     held = reset_peak(device())
     with tempfile.TemporaryDirectory() as folder, silent(), contextlib.ExitStack() as patches:
         for patch in without:
@@ -246,7 +253,7 @@ def train_ours(
                 batching=batching,
                 max_grad_norm=MAX_GRAD_NORM,
                 activation_checkpointing=False,
-                logging_steps=10,
+                logging_steps=1,
                 eval_steps=None,
                 checkpoint_steps=None,
                 keep_checkpoints=None,
@@ -264,11 +271,11 @@ def train_ours(
             autocast=True,
             seed=arguments.seed,
             folder=Path(folder),
-            log=lambda step, values: None,
+            log=lambda step, values: curve.append(values["train/loss"]),
             resume=False,
         )
         wall = time.perf_counter() - started
-    return finish(model, rows, tokenizer, held, steps=done.steps, seconds=done.seconds, wall=wall)
+    return finish(model, rows, tokenizer, held, curve, seconds=done.seconds, wall=wall)
 
 
 def train_trl(
@@ -322,7 +329,7 @@ def train_trl(
                 max_grad_norm=MAX_GRAD_NORM,
                 gradient_checkpointing=recipe,
                 bf16=bfloat16,
-                logging_steps=10,
+                logging_steps=1,
                 save_strategy="no",
                 report_to="none",
                 disable_tqdm=True,
@@ -332,17 +339,12 @@ def train_trl(
         )
         setup_seconds = time.perf_counter() - started
         started = time.perf_counter()
-        done = trainer.train()
+        trainer.train()
         seconds = time.perf_counter() - started
+        curve = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     del trainer
     return finish(
-        model,
-        rows,
-        tokenizer,
-        held,
-        steps=done.global_step,
-        seconds=seconds,
-        wall=seconds + setup_seconds,
+        model, rows, tokenizer, held, curve, seconds=seconds, wall=seconds + setup_seconds
     )
 
 
@@ -351,21 +353,21 @@ def finish(
     rows: Rows,
     tokenizer: Any,
     held: int | None,
+    curve: list[float],
     *,
-    steps: int,
     seconds: float,
     wall: float,
 ) -> Timing:
     """What a trained side took, and what it learnt.
 
-    The loss is measured alike for all. What the trainers log cannot be compared: ours weighs tokens
-    alike, the other one steps.
+    The loss is that of held-out rows, measured alike for all.
     """
     memory_mib = float("nan") if held is None else (peak(device()) - held) / 2**20
-    losses = held_out_loss(model, rows.held_out, batch_size=16, pad_token_id=tokenizer.pad_token_id)
+    losses = held_out_loss(model, rows.held_out, batch_size=16)
     loss = average_losses(losses)[0].value
     gc.collect()
-    return Timing(rows.tokens, rows.supervised, steps, seconds, wall - seconds, memory_mib, loss)
+    setup_seconds = wall - seconds
+    return Timing(rows.tokens, rows.supervised, seconds, setup_seconds, memory_mib, loss, curve)
 
 
 # --- the model and the rows ---------------------------------------------------------------------
@@ -479,7 +481,7 @@ def speed_table(timings: dict[str, list[Timing]], *, rungs: bool) -> list[tuple[
                 f"{statistics.median(each.tokens_per_second for each in found):,.0f}",
                 f"{statistics.median(each.supervised_per_second for each in found):,.0f}",
                 f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})",
-                str(found[0].steps),
+                str(len(found[0].curve)),
                 f"{statistics.median(each.setup_seconds for each in found):.1f}",
                 f"{statistics.median(each.memory_mib for each in found):,.0f}",
             )
@@ -508,6 +510,27 @@ def loss_table(timings: dict[str, list[Timing]]) -> list[tuple[str, ...]]:
             )
         )
     return table
+
+
+def draw_curves(timings: dict[str, list[Timing]], path: Path) -> None:
+    """Training losses over the share of the rows: the mean of a side's rounds, and their range."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for side, found in timings.items():
+        steps = min(len(each.curve) for each in found)
+        share = [(step + 1) / steps for step in range(steps)]
+        by_step = list(zip(*(each.curve[:steps] for each in found), strict=True))
+        (line,) = axes.plot(share, list(map(statistics.mean, by_step)), label=side, linewidth=1.2)
+        lowest, highest = list(map(min, by_step)), list(map(max, by_step))
+        axes.fill_between(share, lowest, highest, color=line.get_color(), alpha=0.12, linewidth=0)
+    axes.set(xlabel="share of the rows seen", ylabel="training loss, nats a token")
+    axes.legend(frameon=False, fontsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, format="png", metadata={"Software": None})
 
 
 def layout(table: Sequence[tuple[str, ...]]) -> str:

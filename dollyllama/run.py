@@ -322,7 +322,7 @@ def _train(
             folder=folder,
             log=tracker.log,
             resume=(folder / "checkpoints").is_dir(),
-            evaluate=_loss_by_source(run_config, model, tokenizer, data.held_out),
+            evaluate=_loss_by_source(run_config, model, data.held_out),
         )
     if result.train.interrupted:
         result.status = Status.interrupted
@@ -423,7 +423,7 @@ def _write_phase(path: Path, phase: str, measured: Sequence[Any]) -> list[dict[s
 
 
 def _loss_by_source(
-    run_config: config.Run, model: Any, tokenizer: Any, held_out: Sequence[EncodedExample]
+    run_config: config.Run, model: Any, held_out: Sequence[EncodedExample]
 ) -> Callable[[int], dict[str, float]] | None:
     """What is measured every ``trainer.eval_steps``; None when nothing is."""
     if run_config.trainer.eval_steps is None:
@@ -431,12 +431,8 @@ def _loss_by_source(
     examples = select(held_out, run_config.evaluation.loss_examples)
 
     def evaluate_loss(step: int) -> dict[str, float]:
-        losses = held_out_loss(
-            model,
-            examples,
-            batch_size=run_config.evaluation.batch_size,
-            pad_token_id=tokenizer.pad_token_id,
-        )
+        with dense_weights(model):
+            losses = held_out_loss(model, examples, batch_size=run_config.evaluation.batch_size)
         return {each.name: each.value for each in average_losses(losses)}
 
     return evaluate_loss

@@ -29,7 +29,7 @@ LAYERS = [
         "data.tokens",
         "evaluation.metric",
     ],
-    ["data.contamination", "data.store"],
+    ["data.contamination", "data.store", "model.attention"],
     ["data.ingest"],
     ["data.manifest"],
     ["embedded.words", "data.batches", "data.prepare", "decoding", "evaluation", "tracking"],

@@ -37,21 +37,15 @@ SECRETS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _nobody_is_logged_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A home of its own: what W&B writes elsewhere is searched too, and a real login is unseen."""
-    for name in list(os.environ):
-        if name.startswith("WANDB_"):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("NETRC", str(tmp_path / "home" / ".netrc"))
+pytestmark = pytest.mark.usefixtures("nobody_is_logged_in")
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _no_helper_process_stays() -> Iterator[None]:
-    yield
     import wandb
 
+    wandb.teardown()
+    yield
     wandb.teardown()
     gc.collect()
 

@@ -1,20 +1,23 @@
 """Held-out loss: how surprised the model is by the tokens that it should write.
 
-Shapes: B rows, T tokens, V vocabulary, N supervised tokens of a batch.
+Shapes: B rows, T tokens of all of them, V vocabulary, N supervised tokens of a batch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from dollyllama.data.batches import collate_padded
+from dollyllama.data.batches import collate_packed
 from dollyllama.data.tokens import IGNORED, EncodedExample
 from dollyllama.evaluation.metric import Metric, ratio_metric
+from dollyllama.model.attention import reaches, row_attention
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,30 +36,36 @@ def held_out_loss(
     examples: Sequence[EncodedExample],
     *,
     batch_size: int,
-    pad_token_id: int,
     progress: Callable[[int], None] | None = None,
 ) -> list[ExampleLoss]:
     """Negative log-likelihood of the supervised tokens, example by example in the given order.
 
-    Examples without a supervised token are left out. progress: called with the number of examples
-    done.
+    Examples of a batch are packed, unless the model attends to less than the longest: then they go
+    one by one. Examples without a supervised token are left out. progress: called with the number
+    of examples done.
     """
+    if not examples:
+        return []
     order = sorted(range(len(examples)), key=lambda row: len(examples[row].ids), reverse=True)
     losses: dict[int, ExampleLoss] = {}
     was_training = model.training
     model.eval()
-    try:
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
-            measured = _sum_losses(model, [examples[row] for row in rows], pad_token_id)
+    longest = max(len(example.ids) for example in examples)
+    packed = reaches(model, longest)
+    with ExitStack() as during:
+        during.callback(model.train, was_training)
+        if packed:
+            during.enter_context(row_attention(model, longest=longest))
+        size = batch_size if packed else 1
+        for start in range(0, len(order), size):
+            rows = order[start : start + size]
+            measured = _sum_losses(model, [examples[row] for row in rows], packed=packed)
             for row, (loss, tokens) in zip(rows, measured, strict=True):
                 if tokens:
                     of = examples[row].example
                     losses[row] = ExampleLoss(of.source, of.row, of.id, loss, tokens)
             if progress is not None:
                 progress(start + len(rows))
-    finally:
-        model.train(was_training)
     return [losses[row] for row in sorted(losses)]
 
 
@@ -77,25 +86,27 @@ def average_losses(losses: Sequence[ExampleLoss]) -> list[Metric]:
 
 @torch.no_grad()
 def _sum_losses(
-    model: Any, batch: Sequence[EncodedExample], pad_token_id: int
+    model: Any, rows: Sequence[EncodedExample], *, packed: bool
 ) -> list[tuple[float, int]]:
-    """Summed loss and number of supervised tokens of each row."""
-    rows = collate_padded(batch, pad_id=pad_token_id)
-    ids_BT, labels_BT = rows["input_ids"].to(model.device), rows["labels"].to(model.device)
-    longest = ids_BT.shape[1]
-    length_B = torch.tensor([len(encoded.ids) for encoded in batch], device=model.device)
-    mask_BT = (torch.arange(longest, device=model.device) < length_B[:, None]).long()
-    # The logits at t predict the token at t + 1, so nothing predicts the first one; before the
-    # first label none are needed.
-    supervised_BT = labels_BT != IGNORED
-    first = int(supervised_BT.any(dim=0).int().argmax())
-    needed = longest - max(first - 1, 0)
-    logits_BTV = model(
-        input_ids=ids_BT, attention_mask=mask_BT, use_cache=False, logits_to_keep=needed
-    ).logits
-    target_BT = labels_BT[:, longest - needed + 1 :]
-    at_BT = target_BT != IGNORED
-    logits_NV = logits_BTV[:, :-1][at_BT].float()
-    loss_BT = torch.zeros(target_BT.shape, dtype=torch.float64, device=ids_BT.device)
-    loss_BT[at_BT] = cross_entropy(logits_NV, target_BT[at_BT], reduction="none").double()
-    return list(zip(loss_BT.sum(dim=1).tolist(), at_BT.sum(dim=1).tolist(), strict=True))
+    """Summed loss and number of supervised tokens of each row. Without ``packed`` there is one."""
+    pack = collate_packed(rows)
+    labels_T = pack.pop("labels")[0]
+    lengths = pack["row_lengths"]
+    row_T = torch.repeat_interleave(torch.arange(len(rows)), torch.tensor(lengths))
+    # The logits at t predict the token at t + 1; no others are needed.
+    place_N = (labels_T != IGNORED).nonzero()[:, 0]
+    if not packed:
+        pack = {"input_ids": pack["input_ids"]}
+    inputs = {
+        name: each.to(model.device) if isinstance(each, Tensor) else each
+        for name, each in pack.items()
+    }
+    kept_N = (place_N - 1).to(model.device)
+    logits_NV = model(**inputs, use_cache=False, logits_to_keep=kept_N).logits[0]
+    target_N = labels_T[place_N].to(model.device)
+    loss_N = cross_entropy(logits_NV.float(), target_N, reduction="none").double().cpu()
+    row_N = row_T[place_N]
+    loss_B = torch.zeros(len(rows), dtype=torch.float64).index_add_(0, row_N, loss_N)
+    return list(
+        zip(loss_B.tolist(), torch.bincount(row_N, minlength=len(rows)).tolist(), strict=True)
+    )

@@ -93,7 +93,6 @@ def evaluate(
         model,
         measured,
         batch_size=batch_size,
-        pad_token_id=tokenizer.pad_token_id,
         progress=report("loss", len(measured)),
     )
     examples = [

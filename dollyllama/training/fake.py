@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from dollyllama.fast import projections
-from dollyllama.training import attention
+from dollyllama.model import attention
 from dollyllama.training.heap import Heap
 
 #: Answers to what only numbers tell. A count is taken for very large, a comparison for true: then

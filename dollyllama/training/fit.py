@@ -23,7 +23,7 @@ from dollyllama.data.batches import Batch, collate_packed, collate_padded
 from dollyllama.data.store import lengths_of
 from dollyllama.data.tokens import EncodedExample
 from dollyllama.fast.attach import fast_path
-from dollyllama.training.attention import training_attention
+from dollyllama.model.attention import row_attention
 from dollyllama.training.budget import make_plan
 from dollyllama.training.interrupt import interruptible
 from dollyllama.training.loop import Diverged, Log, Loop
@@ -138,7 +138,7 @@ def fit(
         )
         with ExitStack() as during:
             loop.stop_requested = during.enter_context(interruptible())
-            during.enter_context(training_attention(model, longest=max(map(_length, rows))))
+            during.enter_context(row_attention(model, longest=max(map(_length, rows))))
             during.enter_context(fast_path(model))
             during.enter_context(loop.loss.attached(model))
             if trainer.activation_checkpointing:

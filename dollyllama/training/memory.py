@@ -28,9 +28,9 @@ from dollyllama.data.tokens import EncodedExample
 from dollyllama.explain import one_line
 from dollyllama.fast.attach import fast_path
 from dollyllama.model.adapter import attach_adapter
+from dollyllama.model.attention import row_attention
 from dollyllama.model.empty import empty_base
 from dollyllama.model.precision import upcast
-from dollyllama.training.attention import training_attention
 from dollyllama.training.fake import Alive, as_on_a_gpu, make_fake
 from dollyllama.training.loss import SupervisedLoss, supervision
 from dollyllama.training.progress import peak_memory_mib
@@ -147,7 +147,7 @@ class DryRun:
         with ExitStack() as during:
             if self._on_gpu:
                 during.enter_context(as_on_a_gpu(autocast=self._run.precision.autocast))
-            during.enter_context(training_attention(model, longest=longest))
+            during.enter_context(row_attention(model, longest=longest))
             during.enter_context(fast_path(model))
             during.enter_context(loss.attached(model))
             if trainer.activation_checkpointing:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dollyllama.data.batches import collate_packed
 from dollyllama.data.tokens import EncodedExample
-from dollyllama.training.attention import training_attention
+from dollyllama.model.attention import row_attention
 from tests.training.build import make_model, make_rows
 
 LENGTHS = [7, 19, 1, 12]
@@ -21,7 +21,7 @@ def packed_logits(model: Any, rows: list[EncodedExample]) -> list[Tensor]:
     """Logits of each row as the model computes them in one pack."""
     pack = collate_packed(rows)
     del pack["labels"]
-    with training_attention(model, longest=max(LENGTHS)):
+    with row_attention(model, longest=max(LENGTHS)):
         logits = model(**pack, use_cache=False).logits[0]
     return list(logits.split([len(row.ids) for row in rows]))
 
@@ -65,7 +65,7 @@ def test_no_gradient_flows_from_one_row_to_another() -> None:
     pack = collate_packed(ROWS)
     embedded = model.get_input_embeddings()(pack.pop("input_ids")).detach().requires_grad_()
     del pack["labels"]
-    with training_attention(model, longest=max(LENGTHS)):
+    with row_attention(model, longest=max(LENGTHS)):
         logits = model(inputs_embeds=embedded, **pack, use_cache=False).logits[0]
     logits[LENGTHS[0] : LENGTHS[0] + LENGTHS[1]].sum().backward()
     assert embedded.grad is not None
@@ -78,7 +78,7 @@ def test_no_gradient_flows_from_one_row_to_another() -> None:
 def test_the_model_attends_as_before_afterwards() -> None:
     model = make_model()
     before = model.config._attn_implementation
-    with training_attention(model, longest=4):
+    with row_attention(model, longest=4):
         assert model.config._attn_implementation != before
     assert model.config._attn_implementation == before
 
@@ -86,7 +86,7 @@ def test_the_model_attends_as_before_afterwards() -> None:
 def test_a_sliding_window_shorter_than_a_row_is_refused() -> None:
     model = make_model()
     model.config.sliding_window = 16
-    with training_attention(model, longest=16):
+    with row_attention(model, longest=16):
         pass
     with pytest.raises(ValueError, match=r"19 tokens.*use data\.max_length=16"):
-        training_attention(model, longest=19).__enter__()
+        row_attention(model, longest=19).__enter__()

@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaForCausalLM
+from transformers import LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
 from dollyllama.data.example import Example
 from dollyllama.data.tokens import EncodedExample
 from dollyllama.evaluation.loss import average_losses, held_out_loss
 from dollyllama.evaluation.metric import Metric, ratio_metric
-from tests.decoding.build import PAD, make_llama, random_prompts
+from tests.decoding.build import make_llama, random_prompts
 
 
 def encode(source: str, ids: list[int], masked: int) -> EncodedExample:
@@ -44,7 +44,7 @@ def model() -> LlamaForCausalLM:
 
 
 def run(model: Any, examples: list[EncodedExample] = EXAMPLES, batch_size: int = 3) -> list[Metric]:
-    return average_losses(held_out_loss(model, examples, batch_size=batch_size, pad_token_id=PAD))
+    return average_losses(held_out_loss(model, examples, batch_size=batch_size))
 
 
 def test_it_is_the_mean_over_supervised_tokens_of_each_source(model: LlamaForCausalLM) -> None:
@@ -73,7 +73,7 @@ def test_the_order_does_not_matter(model: LlamaForCausalLM) -> None:
 
 
 def test_every_example_has_its_own(model: LlamaForCausalLM) -> None:
-    losses = held_out_loss(model, EXAMPLES, batch_size=3, pad_token_id=PAD)
+    losses = held_out_loss(model, EXAMPLES, batch_size=3)
     for own, encoded in zip(losses, EXAMPLES, strict=True):
         plain = plain_losses(model, encoded)
         about = encoded.example
@@ -103,7 +103,16 @@ def test_only_the_logits_that_are_needed_are_computed() -> None:
     widths: list[int] = []
     model.lm_head.register_forward_hook(lambda _, __, out: widths.append(out.shape[1]))
     run(model, [encode("a", random_prompts([40])[0], 30), encode("a", random_prompts([38])[0], 35)])
-    assert widths == [11]
+    assert widths == [10 + 3]
+
+
+def test_a_window_shorter_than_an_example_is_kept_to() -> None:
+    torch.manual_seed(0)
+    shape = {"vocab_size": 259, "hidden_size": 32, "intermediate_size": 64, "sliding_window": 8}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 2}
+    model = MistralForCausalLM(MistralConfig(**shape, **heads)).eval()
+    for own, encoded in zip(held_out_loss(model, EXAMPLES, batch_size=3), EXAMPLES, strict=True):
+        assert own.loss == pytest.approx(math.fsum(plain_losses(model, encoded)), rel=1e-5)
 
 
 def test_examples_without_a_supervised_token_are_left_out(model: LlamaForCausalLM) -> None:
@@ -124,5 +133,5 @@ def test_neither_gradients_nor_dropout_nor_the_mode_are_touched() -> None:
 
 def test_progress_counts_examples(model: LlamaForCausalLM) -> None:
     counts: list[int] = []
-    held_out_loss(model, EXAMPLES, batch_size=3, pad_token_id=PAD, progress=counts.append)
+    held_out_loss(model, EXAMPLES, batch_size=3, progress=counts.append)
     assert counts == [3, 6, 7]

@@ -6,7 +6,6 @@ import contextlib
 import http.server
 import importlib.util
 import json
-import os
 import re
 import shutil
 import threading
@@ -50,15 +49,7 @@ SMALL = (
 )
 
 
-@pytest.fixture(autouse=True)
-def _nobody_is_logged_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    for name in list(os.environ):
-        if name.startswith("WANDB_"):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("NETRC", str(tmp_path / "home" / ".netrc"))
-    yield
-    _forget_server()
+pytestmark = pytest.mark.usefixtures("nobody_is_logged_in", "forgotten_server")
 
 
 def _forget_server() -> None:
@@ -66,6 +57,12 @@ def _forget_server() -> None:
     import wandb
 
     wandb.teardown()
+
+
+@pytest.fixture
+def forgotten_server() -> Iterator[None]:
+    yield
+    _forget_server()
 
 
 @pytest.fixture(scope="module")

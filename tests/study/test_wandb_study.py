@@ -27,14 +27,7 @@ SWEEP_FILE = ROOT / "docs" / "wandb_sweep.yaml"
 SECRET = "fake-and-of-no-known-shape"
 
 
-@pytest.fixture(autouse=True)
-def _nobody_is_logged_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in list(os.environ):
-        if name.startswith("WANDB_"):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("NETRC", str(tmp_path / "home" / ".netrc"))
-
+pytestmark = pytest.mark.usefixtures("nobody_is_logged_in")
 
 #: Nats of three held-out examples of 10, 20 and 30 tokens, by variant and seed.
 LOSSES = {

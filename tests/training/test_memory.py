@@ -190,7 +190,7 @@ def test_a_gpu_keeps_halves_where_a_cpu_keeps_float32(
 def test_a_dry_run_leaves_no_trace(compose: Callable[..., config.Run], tokenizer: Any) -> None:
     """Neither in random numbers nor in what a real run computes by."""
     from dollyllama.fast import projections
-    from dollyllama.training import attention
+    from dollyllama.model import attention
 
     run = compose("trainer.activation_checkpointing=true")
     state = torch.get_rng_state()

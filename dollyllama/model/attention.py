@@ -1,4 +1,4 @@
-"""Causal attention for training batches without masks: right-padded rows, or packed ones.
+"""Causal attention for batches without masks: right-padded rows, or packed ones.
 
 T tokens, B rows of a batch, H query heads, K key-value heads, D width of a head.
 """
@@ -110,14 +110,20 @@ def _row_by_row(
     return outs[0] if len(outs) == 1 else torch.cat(outs, dim=1)
 
 
+def reaches(model: Any, longest: int) -> bool:
+    """Whether a row of so many tokens is no longer than the model's sliding window, if any."""
+    window = getattr(model.config, "sliding_window", None)
+    return window is None or longest <= window
+
+
 @contextmanager
-def training_attention(model: Any, *, longest: int) -> Iterator[None]:
+def row_attention(model: Any, *, longest: int) -> Iterator[None]:
     """Let ``model`` attend with ``attend``, and as before afterwards.
 
     longest: tokens of the longest row. ValueError when the model's sliding window is shorter.
     """
-    window = getattr(model.config, "sliding_window", None)
-    if window is not None and window < longest:
+    if not reaches(model, longest):
+        window = model.config.sliding_window
         raise ValueError(
             f"data.max_length: a row has {longest} tokens, and the model's attention reaches back "
             f"{window}, which training does not support: use data.max_length={window}"
