@@ -70,7 +70,7 @@ def main() -> None:
         folder = Path(scratch)
         if arguments.first_step:
             imports = (sys.executable, "-c", IMPORTS)
-            overrides = ("evaluation=none", "tracking=wandb_offline", "hydra.run.dir=run")
+            overrides = ("evaluation=none", "tracking=wandb_offline")
             ours = (sys.executable, "-c", FIRST_STEP, str(TRAIN), *overrides)
             for what, cache in (("prepared", "kept"), ("not prepared", "new-{}")):
                 print(compare(what, imports, ours, folder, cache=cache, rounds=arguments.rounds))

@@ -7,9 +7,9 @@
 All sides train a freshly loaded NF4 base with a freshly drawn adapter (equal bits) for one epoch of
 the same encoded rows. Each side is what its own users get: our ``fit``, and SFTTrainer with its
 defaults (its loss over chunks of logits among them) for everything that this script does not set
-equal: once as the original recipe has it, rows in groups of like length with activations computed
-again, in every way of batching, and on a CPU in float32 too. --ladder shows what each of our own
-means brings, one after the other.
+equal: once with the batches of the original recipe, 4 x 4 rows of like length with activations
+computed again, and in every way of batching. On CPUs where bfloat16 is slow it computes in float32.
+--ladder shows what each of our own means brings, one after the other.
 
 DATA: a folder with the recipe's sources; without it the sample that comes with the project. 100m: a
 Llama of 110 M parameters with random weights, for a tokenizer of up to 32,000 pieces.
@@ -52,7 +52,7 @@ from dollyllama.latency.measure import peak, reset_peak
 from dollyllama.launch import compose_run
 from dollyllama.model.adapter import attach_adapter
 from dollyllama.model.load import load_base, load_tokenizer
-from dollyllama.model.precision import upcast
+from dollyllama.model.precision import products_in, upcast
 from dollyllama.training.fit import fit
 
 MAX_GRAD_NORM, WEIGHT_DECAY = 1.0, 0.0
@@ -128,7 +128,11 @@ def main() -> None:
             f"{arguments.batch_size} rows a step, NF4 with double quantization, LoRA r {R} on all "
             f"linears with dropout {DROPOUT}, {torch.get_num_threads()} threads"
         )
-        print(f"torch {torch.__version__}, {peer_version()}, {device_name()}\n")
+        peer_dtype = str(torch.bfloat16 if arguments.ladder else faster_dtype())
+        print(
+            f"torch {torch.__version__}, {peer_version()} in {peer_dtype.removeprefix('torch.')}, "
+            f"{device_name()}\n"
+        )
         sides = ladder() if arguments.ladder else peers()
         timings = measure(sides, rows, tokenizer, arguments)
     print(layout(speed_table(timings, rungs=arguments.ladder)))
@@ -183,19 +187,21 @@ def device() -> torch.device:
 
 
 def peers() -> dict[str, Side]:
-    """Ours, TRL as the recipe has it, and TRL at what may be its best."""
-    sides: dict[str, Side] = {
+    """Ours, TRL with the recipe's batches, and TRL at what may be its best; in its faster dtype."""
+    trl = partial(train_trl, bfloat16=faster_dtype() is torch.bfloat16)
+    return {
         OURS: train_ours,
-        "TRL, the recipe": partial(train_trl, batching="length_grouped", recipe=True),
+        "TRL, the recipe": partial(trl, batching="length_grouped", recipe=True),
+        "TRL, padded": partial(trl, batching="padded"),
+        "TRL, length_grouped": partial(trl, batching="length_grouped"),
+        "TRL, padding_free": partial(trl, batching="padding_free"),
+        "TRL, packed": partial(trl, batching="packed"),
     }
-    for batching in ("padded", "length_grouped", "padding_free", "packed"):
-        sides[f"TRL, {batching}"] = partial(train_trl, batching=batching)
-    if not torch.cuda.is_available():
-        # Where bfloat16 is slow, float32 might be TRL's best.
-        sides["TRL, length_grouped, float32"] = partial(
-            train_trl, batching="length_grouped", bfloat16=False
-        )
-    return sides
+
+
+def faster_dtype() -> torch.dtype:
+    """That of large products, which on many CPUs take longer in bfloat16 than in float32."""
+    return products_in(torch.bfloat16, device())
 
 
 def ladder() -> dict[str, Side]:
