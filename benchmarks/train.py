@@ -134,6 +134,10 @@ def main() -> None:
             f"{device_name()}\n"
         )
         sides = ladder() if arguments.ladder else peers()
+        if arguments.sides:
+            if unknown := sorted({*arguments.sides} - {*sides}):
+                raise SystemExit(f"--sides {unknown[0]!r}: there are {', '.join(map(repr, sides))}")
+            sides = {name: sides[name] for name in sides if name in {OURS, *arguments.sides}}
         timings = measure(sides, rows, tokenizer, arguments)
     print(layout(speed_table(timings, rungs=arguments.ladder)))
     print("\nratio: of tokens with loss a second, within a round: median (lowest to highest)\n")
@@ -156,6 +160,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=0, help="torch's threads; 0: its default")
     parser.add_argument("--ladder", action="store_true", help="our means one by one, not peers")
+    parser.add_argument("--sides", nargs="+", help=f"only these, by their names, and {OURS}")
     parser.add_argument("--plot", type=Path, help="draw the sides' training losses into a PNG file")
     return parser.parse_args()
 
@@ -191,6 +196,7 @@ def peers() -> dict[str, Side]:
     trl = partial(train_trl, bfloat16=faster_dtype() is torch.bfloat16)
     return {
         OURS: train_ours,
+        f"{OURS}, activations made again": partial(train_ours, checkpointing=True),
         "TRL, the recipe": partial(trl, batching="length_grouped", recipe=True),
         "TRL, padded": partial(trl, batching="padded"),
         "TRL, length_grouped": partial(trl, batching="length_grouped"),
@@ -235,6 +241,7 @@ def train_ours(
     arguments: argparse.Namespace,
     *,
     batching: config.Batching = config.Batching.packed,
+    checkpointing: bool = False,
     without: Sequence[Any] = (),
 ) -> Timing:
     """without: patches that take something of ours away."""
@@ -258,7 +265,7 @@ def train_ours(
                 accumulation=1,
                 batching=batching,
                 max_grad_norm=MAX_GRAD_NORM,
-                activation_checkpointing=False,
+                activation_checkpointing=checkpointing,
                 logging_steps=1,
                 eval_steps=None,
                 checkpoint_steps=None,
