@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 
 TRAIN = Path(__file__).resolve().parents[1] / "train.py"
@@ -86,8 +86,8 @@ def main() -> None:
 
 def compare(
     what: str,
-    bare: Iterable[str],
-    ours: Iterable[str],
+    bare: Sequence[str],
+    ours: Sequence[str],
     folder: Path,
     *,
     cache: str,
@@ -97,7 +97,7 @@ def compare(
     times: dict[str, list[tuple[float, float]]] = {"bare": [], "ours": []}
     for number in range(rounds + 1):  # the first warms the file cache and does not count
         for side, command in (("bare", bare), ("ours", ours)):
-            measured = run(list(command), folder, cache=cache.format(number))
+            measured = run(command, folder, cache=cache.format(number))
             if number:
                 times[side].append(measured)
     wall = {side: statistics.median(pair[0] for pair in times[side]) for side in times}
@@ -108,7 +108,7 @@ def compare(
     )
 
 
-def run(command: list[str], folder: Path, *, cache: str) -> tuple[float, float]:
+def run(command: Sequence[str], folder: Path, *, cache: str) -> tuple[float, float]:
     """Seconds of wall and of processor time that a command takes."""
     started = time.perf_counter()
     process = subprocess.Popen(

@@ -34,14 +34,14 @@ def dense_weights(model: Any) -> Iterator[None]:
     if model.device.type != "cpu":
         yield
         return
-    layers = [each for each in model.modules() if type(each) in {nn.Linear, Linear4bit}]
+    packed = [each for each in model.modules() if type(each) is Linear4bit]
+    slow = [each for each in model.modules() if type(each) is nn.Linear and _is_slow(each.weight)]
     size = sum(
         layer.in_features * layer.out_features * (layer.compute_dtype or torch.float32).itemsize
-        for layer in layers
-        if isinstance(layer, Linear4bit)
+        for layer in packed
     )
     keep = size <= _SHARE * psutil.virtual_memory().available
-    with replaced_forwards((layer, _with_dense(layer, keep=keep)) for layer in layers):
+    with replaced_forwards((layer, _with_dense(layer, keep=keep)) for layer in [*packed, *slow]):
         yield
 
 
@@ -54,6 +54,10 @@ def dense_weight(layer: Any, dtype: torch.dtype) -> Tensor:
 
         weight = dequantize_4bit(weight.data, state)
     return weight.detach().to(dtype)  # type: ignore[no-any-return]
+
+
+def _is_slow(weight: Tensor) -> bool:
+    return products_in(weight.dtype, weight.device) is not weight.dtype
 
 
 def _with_dense(layer: Any, *, keep: bool) -> Callable[[Tensor], Tensor]:
