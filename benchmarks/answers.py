@@ -14,6 +14,7 @@ import statistics
 import time
 from pathlib import Path
 
+from benchmarks.decode import spread
 from dollyllama.data.prepare import prepare
 from dollyllama.data.prompt import build_prompt
 from dollyllama.decoding.generate import generate
@@ -55,9 +56,8 @@ def main() -> None:
     print(f"{'at a time':>9}{'tokens/s':>10}  {'ratio (range)':22}other answers")
     for size, found in rates.items():
         ratios = [one / alone for one, alone in zip(found, rates[1], strict=True)]
-        spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
         other = sum(one != alone for one, alone in zip(texts[size], texts[1], strict=True))
-        print(f"{size:9}{statistics.median(found):10,.0f}  {spread:22}{other}")
+        print(f"{size:9}{statistics.median(found):10,.0f}  {spread(ratios):22}{other}")
 
 
 if __name__ == "__main__":

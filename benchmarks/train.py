@@ -43,7 +43,7 @@ from unittest import mock
 import torch
 from scipy.stats import t as student
 
-from benchmarks.decode import make_model
+from benchmarks.decode import make_model, spread
 from dollyllama import config
 from dollyllama.data.prepare import prepare
 from dollyllama.data.tokens import EncodedExample
@@ -493,7 +493,7 @@ def speed_table(timings: dict[str, list[Timing]], *, rungs: bool) -> list[tuple[
                 side,
                 f"{statistics.median(each.tokens_per_second for each in found):,.0f}",
                 f"{statistics.median(each.supervised_per_second for each in found):,.0f}",
-                f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})",
+                spread(ratios),
                 str(len(found[0].curve)),
                 f"{statistics.median(each.setup_seconds for each in found):.1f}",
                 f"{statistics.median(each.memory_mib for each in found):,.0f}",
@@ -509,16 +509,16 @@ def loss_table(timings: dict[str, list[Timing]]) -> list[tuple[str, ...]]:
     for side, found in timings.items():
         losses = [each.loss for each in found]
         apart = [loss - our for loss, our in zip(losses, ours, strict=True)]
-        spread = half = float("nan")
+        between = half = float("nan")
         if len(losses) > 1:
-            spread = statistics.stdev(losses)
+            between = statistics.stdev(losses)
             half = float(student.ppf(0.975, len(apart) - 1)) * statistics.stdev(apart)
             half /= len(apart) ** 0.5
         table.append(
             (
                 side,
                 f"{statistics.mean(losses):.3f}",
-                f"{spread:.3f}",
+                f"{between:.3f}",
                 "" if side == OURS else f"{statistics.mean(apart):+.3f} ± {half:.3f}",
             )
         )
