@@ -83,6 +83,10 @@ class Timing:
     curve: list[float]
 
     @property
+    def steps(self) -> int:
+        return len(self.curve)
+
+    @property
     def tokens_per_second(self) -> float:
         return self.tokens / self.seconds
 
@@ -406,11 +410,17 @@ def read_rows(arguments: argparse.Namespace, tokenizer: Any) -> Rows:
         prepared = prepare(composed.data, tokenizer, seed=0, cache=Path(cache))
         if len(prepared.train) < arguments.rows:
             raise SystemExit(f"--rows {arguments.rows}: there are {len(prepared.train)}")
-        every = len(prepared.train) // arguments.rows
         # Lists, because the files that rows lie in go with the folder.
-        train = [prepared.train[number * every] for number in range(arguments.rows)]
-        held_out = [prepared.held_out[number] for number in range(HELD_OUT)]
-        return Rows([detached(row) for row in train], [detached(row) for row in held_out])
+        return Rows(
+            list(map(detached, spread_over(prepared.train, arguments.rows))),
+            list(map(detached, spread_over(prepared.held_out, HELD_OUT))),
+        )
+
+
+def spread_over(rows: Sequence[EncodedExample], count: int) -> list[EncodedExample]:
+    """So many rows at equal distances: rows lie source by source."""
+    every = len(rows) // count
+    return [rows[number * every] for number in range(count)]
 
 
 def detached(row: EncodedExample) -> EncodedExample:
@@ -494,7 +504,7 @@ def speed_table(timings: dict[str, list[Timing]], *, rungs: bool) -> list[tuple[
                 f"{statistics.median(each.tokens_per_second for each in found):,.0f}",
                 f"{statistics.median(each.supervised_per_second for each in found):,.0f}",
                 spread(ratios),
-                str(len(found[0].curve)),
+                str(found[0].steps),
                 f"{statistics.median(each.setup_seconds for each in found):.1f}",
                 f"{statistics.median(each.memory_mib for each in found):,.0f}",
             )
@@ -534,7 +544,7 @@ def draw_curves(timings: dict[str, list[Timing]], path: Path) -> None:
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     for side, found in timings.items():
-        steps = min(len(each.curve) for each in found)
+        steps = min(each.steps for each in found)
         share = [(step + 1) / steps for step in range(steps)]
         by_step = list(zip(*(each.curve[:steps] for each in found), strict=True))
         (line,) = axes.plot(share, list(map(statistics.mean, by_step)), label=side, linewidth=1.2)

@@ -18,7 +18,7 @@ from dollyllama.files import write_text
 _WARM_UP, _PROFILED = 2, 3
 _TABLE_ROWS = 40
 #: Sides of square matrices whose product shows what the device can do: they grow until one takes
-#: so many seconds, because some CPUs multiply bfloat16 a thousand times slower than others.
+#: so many seconds, because some CPUs multiply bfloat16 far slower than others.
 _SIDES, _LONG_ENOUGH = (256, 512, 1024, 2048, 4096), 0.02
 #: Where the two factors stand among the arguments of each matrix product.
 _FACTORS = {
