@@ -14,10 +14,14 @@ from torch.nn.functional import linear
 from dollyllama.model.forwards import replaced_forwards
 from dollyllama.model.precision import products_in
 
-#: The share of free memory that dequantised weights may take.
+#: The share of free memory that dense weights may take.
 _SHARE = 0.25
 #: Of so many rows a product takes longer than reading its weights, even if widened for it.
 _MANY_ROWS = 8
+#: Products of up to so many rows are faster with packed weights, from so many numbers on.
+_PACKED_ROWS, _PACKED_SIZE = 256, 2**17
+#: Rows that weights are packed for: that suits one row as well, and packing for one suits no other.
+_PACKED_FOR = 4
 
 
 @contextmanager
@@ -25,8 +29,10 @@ def dense_weights(model: Any) -> Iterator[None]:
     """Let a CPU do a model's linear layers by weights that are made dense once, not in each pass.
 
     They are kept where there is room: generation makes all weights dense for every token, which
-    takes as long as the products with them. Where float32 products are faster (``products_in``) all
-    but those of few rows are in float32, with weights rounded as ever; all others keep their bits.
+    takes as long as the products with them. Where float32 products are as fast as others or faster
+    (``products_in``), kept weights are packed in the order in which oneDNN reads them: a product of
+    few rows then takes half the time or less. Without room for them only products of many rows are
+    in float32. Weights are rounded as ever, and all other products keep their bits.
     A GPU has kernels that need no dense weights. For evaluation: there is no backward pass.
     """
     from bitsandbytes.nn import Linear4bit
@@ -34,14 +40,12 @@ def dense_weights(model: Any) -> Iterator[None]:
     if model.device.type != "cpu":
         yield
         return
-    packed = [each for each in model.modules() if type(each) is Linear4bit]
-    slow = [each for each in model.modules() if type(each) is nn.Linear and _is_slow(each.weight)]
-    size = sum(
-        layer.in_features * layer.out_features * (layer.compute_dtype or torch.float32).itemsize
-        for layer in packed
-    )
-    keep = size <= _SHARE * psutil.virtual_memory().available
-    with replaced_forwards((layer, _with_dense(layer, keep=keep)) for layer in [*packed, *slow]):
+    layers = [each for each in model.modules() if type(each) is Linear4bit or _can_gain(each)]
+    keep = sum(map(_bytes, layers)) <= _SHARE * psutil.virtual_memory().available
+    with replaced_forwards(
+        (each, _by_packed(each) if keep and _can_pack(each) else _by_dense(each, keep=keep))
+        for each in layers
+    ):
         yield
 
 
@@ -56,24 +60,79 @@ def dense_weight(layer: Any, dtype: torch.dtype) -> Tensor:
     return weight.detach().to(dtype)  # type: ignore[no-any-return]
 
 
-def _is_slow(weight: Tensor) -> bool:
-    return products_in(weight.dtype, weight.device) is not weight.dtype
+def _can_gain(module: Any) -> bool:
+    """Whether a layer that is dense already can be faster in another dtype or packed."""
+    if type(module) is not nn.Linear:
+        return False
+    dtype = module.weight.dtype
+    return products_in(dtype, module.weight.device) is not dtype or _can_pack(module)
 
 
-def _with_dense(layer: Any, *, keep: bool) -> Callable[[Tensor], Tensor]:
+def _can_pack(layer: Any) -> bool:
+    """Whether products with a layer's weight are faster when it is packed."""
+    dtype = _rounded_to(layer)
+    return (
+        dtype is not None
+        and products_in(dtype, torch.device("cpu")) is torch.float32
+        and layer.in_features * layer.out_features >= _PACKED_SIZE
+        and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+        # Arm's library packs for one number of rows alone.
+        and not torch.ops.mkldnn._is_mkldnn_acl_supported()
+    )
+
+
+def _rounded_to(layer: Any) -> torch.dtype | None:
+    """The dtype of a layer's dense weight; None for a 4-bit one that takes its input's."""
+    return layer.weight.dtype if type(layer) is nn.Linear else layer.compute_dtype
+
+
+def _bytes(layer: Any) -> int:
+    """What a layer's dense weight takes beside the model."""
+    if _can_pack(layer):
+        dtype = torch.float32
+    elif type(layer) is nn.Linear:
+        return 0
+    else:
+        dtype = layer.compute_dtype or torch.float32
+    return layer.in_features * layer.out_features * dtype.itemsize  # type: ignore[no-any-return]
+
+
+def _by_packed(layer: Any) -> Callable[[Tensor], Tensor]:
+    # Looked up once: a token passes all layers, and a module's attributes are slow to come by.
+    dtype, bias = _rounded_to(layer), layer.bias
+    assert dtype is not None
+    bias = None if bias is None else bias.to(dtype).float()
+    packed: Tensor | None = None
+
+    def forward(x: Tensor) -> Tensor:
+        nonlocal packed
+        wide = x.to(dtype).float()
+        if x.numel() > _PACKED_ROWS * x.shape[-1]:
+            return linear(wide, dense_weight(layer, dtype).float(), bias).to(x.dtype)
+        if packed is None:
+            weight = dense_weight(layer, dtype).float()
+            packed = torch.ops.mkldnn._reorder_linear_weight(weight, _PACKED_FOR)
+        y: Tensor = torch.ops.mkldnn._linear_pointwise(wide, packed, bias, "none", [], "")
+        return y.to(x.dtype)
+
+    return forward
+
+
+def _by_dense(layer: Any, *, keep: bool) -> Callable[[Tensor], Tensor]:
     kept: dict[torch.dtype, Tensor] = {}
 
     def forward(x: Tensor) -> Tensor:
-        dtype = getattr(layer, "compute_dtype", None) or x.dtype
+        dtype = _rounded_to(layer) or x.dtype
         weight = kept.get(dtype)
         if weight is None:
             weight = dense_weight(layer, dtype)
             if keep:
                 kept[dtype] = weight
         narrow = x.to(dtype)
+        bias = None if layer.bias is None else layer.bias.to(dtype)
         if x.numel() >= _MANY_ROWS * x.shape[-1]:
             dtype = products_in(dtype, x.device)
-        bias = None if layer.bias is None else layer.bias.to(dtype)
+            bias = None if bias is None else bias.to(dtype)
         return linear(narrow.to(dtype), weight.to(dtype), bias).to(x.dtype)
 
     return forward

@@ -119,3 +119,55 @@ def test_few_rows_of_a_model_without_4_bit_layers_keep_their_bits(tmp_path: Path
     before = model(input_ids=ids).logits
     with dense_weights(model):
         assert torch.equal(model(input_ids=ids).logits, before)
+
+
+@pytest.mark.parametrize("method", ["nf4", "none"])
+@pytest.mark.parametrize("rows", [1, 4, dense._PACKED_ROWS, dense._PACKED_ROWS + 1])
+@pytest.mark.parametrize("biased", [True, False])
+def test_packed_weights_give_float32_products_of_rounded_weights(
+    monkeypatch: pytest.MonkeyPatch, method: str, rows: int, biased: bool
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    torch.manual_seed(0)
+    layer: Any = torch.nn.Linear(512, 384, bias=biased, dtype=torch.bfloat16)
+    if method == "nf4":
+        wide = layer
+        layer = Linear4bit(512, 384, bias=biased, compute_dtype=torch.bfloat16, quant_type="nf4")
+        layer.load_state_dict(wide.state_dict())
+        layer = layer.to("cpu")
+    model = torch.nn.Sequential(layer)
+    model.device = torch.device("cpu")  # type: ignore[assignment]
+    x = torch.randn(rows, 512).bfloat16()
+    truth = x.double() @ dense.dense_weight(layer, torch.bfloat16).double().t()
+    if biased:
+        truth += layer.bias.double()
+    with torch.no_grad(), dense_weights(model):
+        given = model(x)
+        of_float = model(x.float())  # nothing is rounded behind the product
+    assert given.dtype is torch.bfloat16
+    torch.testing.assert_close(of_float.double(), truth, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(given, of_float.bfloat16(), rtol=0, atol=0)
+    assert "forward" not in layer.__dict__
+
+
+@pytest.mark.parametrize("room", [True, False])
+def test_weights_are_packed_once_where_there_is_room(
+    monkeypatch: pytest.MonkeyPatch, room: bool
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    if not room:
+        monkeypatch.setattr(dense, "_SHARE", 0.0)
+    model = torch.nn.Sequential(torch.nn.Linear(512, 384), torch.nn.Linear(384, 8))
+    model.device = torch.device("cpu")  # type: ignore[assignment]
+    packed: list[torch.Size] = []
+
+    def spy(weight: torch.Tensor, rows: int) -> torch.Tensor:
+        packed.append(weight.shape)
+        return reorder(weight, rows)  # type: ignore[no-any-return]
+
+    reorder = torch.ops.mkldnn._reorder_linear_weight
+    monkeypatch.setattr(torch.ops.mkldnn, "_reorder_linear_weight", spy)
+    with torch.no_grad(), dense_weights(model):
+        for _ in range(3):
+            model(torch.randn(2, 512))
+    assert packed == ([torch.Size([384, 512])] if room else [])
