@@ -1,6 +1,8 @@
 """The Hydra side: from a command line to a checked config, and from its failure to one line.
 
-Exit statuses: 0 done, 1 the run failed, 2 something that the user can mend, 130 interrupted.
+Exit statuses: 0 done, 1 the run failed, 2 something that the user can mend, 75 stopped by Ctrl-C or
+SIGTERM, and the same command goes on: what sysexits.h calls EX_TEMPFAIL, and schedulers can be told
+to start again. A verb that is interrupted ends with 130.
 ``HYDRA_FULL_ERROR=1`` gives tracebacks instead of lines.
 """
 
@@ -16,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from hydra import compose, initialize_config_dir
 from hydra._internal import utils
@@ -30,9 +32,13 @@ from yaml import MarkedYAMLError, YAMLError  # type: ignore[import-untyped]
 
 from dollyllama import config, sweeping
 from dollyllama.explain import explain, explain_option, explain_unknown_key, first_line, one_line
+from dollyllama.interrupt import end_on_sigterm
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
-FAILED, MENDABLE, INTERRUPTED = 1, 2, 130
+FAILED, MENDABLE, RESUMABLE, INTERRUPTED = 1, 2, 75, 130
+
+#: Keys and sections under which a run may go on with other values: they leave its result alone.
+_FREE = ("tracking", "trainer.checkpoint_steps", "trainer.keep_checkpoints")
 
 #: What a user can mend, and what comes out of the libraries for it.
 _EXPECTED = (ValueError, OSError, HydraException, OmegaConfBaseException, YAMLError)
@@ -82,6 +88,7 @@ def main(hydra_main: Callable[[], None], *, sweeps: bool = False) -> NoReturn:
     if {"--help", "-h"} & set(sys.argv[1:]):
         print(help_text(), end="")
         sys.exit(0)
+    end_on_sigterm()
     ConfigStore.instance().store(name="schema", node=config.Study if sweeps else config.Run)
     sweeps = sweeps or bool({"--multirun", "-m"} & set(sys.argv[1:]))
     if _wants_tracebacks():
@@ -100,8 +107,8 @@ def main(hydra_main: Callable[[], None], *, sweeps: bool = False) -> NoReturn:
         _say(describe(error), status)
     except KeyboardInterrupt:
         sweeping.SESSION.finish()
-        status = INTERRUPTED
-        _say("interrupted" + (": the same command goes on" if sweeps else ""), status)
+        status = RESUMABLE
+        _say("interrupted: the same command " + ("goes on" if sweeps else "starts again"), status)
     sys.exit(status)
 
 
@@ -154,13 +161,13 @@ def task(composed: DictConfig) -> float | None:
     with _removed_when_empty(proposed), reported_to_user():
         if composed.resume is None:
             folder, run_config = proposed, config.build(composed)
-            _refuse_taken(folder)
+            _refuse_another(folder, run_config)
         else:
             folder = Path(composed.resume).expanduser()
             run_config = _resumed_config(folder, composed, overrides)
-            if _is_finished(folder):
-                print(f"{folder} is finished: there is nothing to resume")
-                return None
+        if _is_finished(folder):
+            print(f"{folder} is finished: there is nothing to resume")
+            return None
         # Not needed by --cfg, --help and most errors, which are to answer at once.
         from dollyllama import preflight
 
@@ -180,9 +187,9 @@ def _run(run_config: config.Run, folder: Path) -> None:
     except Diverged as error:
         raise _UnfinishedError(FAILED, str(error)) from error
     except KeyboardInterrupt as error:
-        raise _UnfinishedError(INTERRUPTED, _interrupted(folder)) from error
+        raise _UnfinishedError(RESUMABLE, _interrupted(folder)) from error
     if result.status is Status.interrupted:
-        raise _UnfinishedError(INTERRUPTED, _interrupted(folder))
+        raise _UnfinishedError(RESUMABLE, _interrupted(folder))
 
 
 class _UnfinishedError(Exception):
@@ -321,26 +328,59 @@ def _check_flags(arguments: Sequence[str]) -> None:
 # --- folders and resuming -----------------------------------------------------------------------
 
 
-def _refuse_taken(folder: Path) -> None:
-    if (folder / "config.yaml").exists():
+def _refuse_another(folder: Path, run_config: config.Run) -> None:
+    """ValueError when ``folder`` holds a run of another config; one of this config goes on."""
+    if not (folder / "config.yaml").exists():
+        return
+    there = config.build(config.read(folder / "config.yaml"), str(folder / "config.yaml"))
+    before, now = _flat(asdict(there)), _flat(asdict(run_config))
+    changed = [
+        f"{key} ({_brief(before.get(key))} there, {_brief(now.get(key))} here)"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key) and not _is_free(key)
+    ]
+    if changed:
         shown = shlex.quote(str(_shown(folder)))
+        more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
         raise ValueError(
-            f"{shown} holds a run already: resume={shown} continues it, "
-            f"hydra.run.dir=FOLDER starts another one"
+            f"{shown} holds a run of another config, which differs in {', '.join(changed[:3])}"
+            f"{more}: resume={shown} continues it as it is, hydra.run.dir=FOLDER starts another one"
         )
 
 
+def _flat(values: Any, key: str = "") -> dict[str, Any]:
+    """The leaves of nested dicts, under dotted keys."""
+    if not isinstance(values, dict) or not values:
+        return {key: values}
+    return {
+        inner: leaf
+        for name, value in values.items()
+        for inner, leaf in _flat(value, f"{key}.{name}" if key else str(name)).items()
+    }
+
+
+def _brief(value: Any) -> str:
+    text = one_line("null" if value is None else str(value))
+    return text if len(text) <= 40 else f"{text[:39]}…"
+
+
+def _is_free(key: str) -> bool:
+    """Whether a run goes on the same under another value of this key."""
+    return any(key == free or key.startswith(f"{free}.") for free in _FREE)
+
+
 def _resumed_config(folder: Path, composed: DictConfig, overrides: Sequence[str]) -> config.Run:
-    """The config of the run in ``folder``, with the tracking that ``overrides`` ask for."""
+    """The config of the run in ``folder``, with overrides of what leaves no trace in its result."""
     saved = config.read(_config_file(folder, "resume="))
     for override in overrides:
         key = _overridden_key(override)
-        if _is_in(key, ("tracking",)):
+        if _is_free(key):
             OmegaConf.update(saved, key, OmegaConf.select(composed, key), merge=False)
         elif key != "resume":
             raise ValueError(
                 f"{override} would change the run that resume={_shown(folder)} continues: only "
-                f"tracking can be given anew; leave it out, or start another run without resume"
+                f"{', '.join(_FREE)} can be given anew; leave it out, or start another run without "
+                f"resume"
             )
     return config.build(saved, str(folder / "config.yaml"))
 
@@ -419,4 +459,4 @@ def _wants_tracebacks() -> bool:
 
 
 def _say(line: str, status: int) -> None:
-    print(line if status == INTERRUPTED else f"error: {line}", file=sys.stderr)
+    print(line if status == RESUMABLE else f"error: {line}", file=sys.stderr)

@@ -98,6 +98,7 @@ def run(
         _recorded(result, folder),
         _tracked(run_config, folder, result) as tracker,
     ):
+        _remove_leftovers(folder)
         config.save(run_config, folder / "config.yaml")
         origin = provenance.collect(
             device=str(device),
@@ -105,6 +106,8 @@ def run(
             base_model=_base_folder(run_config.model.path),
             revision=run_config.model.revision,
         )
+        earlier = _trained_before(result, folder)
+        origin.update(earlier)
         write_json(folder / "provenance.json", origin)
         set_seed(run_config.seed)
         tokenizer = load_tokenizer(run_config.model.path, run_config.model.revision)
@@ -126,6 +129,8 @@ def run(
 
         if trained is not None:
             model = _take_over(trained, model, result, folder)
+        elif earlier:
+            model = load_adapter(model, folder / "adapter")
         else:
             model = _train(
                 run_config,
@@ -142,6 +147,7 @@ def run(
                 return result
         origin["adapter"] = provenance.describe_adapter(folder / "adapter")
         write_json(folder / "provenance.json", origin)
+        _write_result(result, folder)
 
         with _timed(result, "evaluate_after"):
             if run_config.evaluation.merged:
@@ -342,6 +348,32 @@ def _take_over(trained: Path, base: Any, result: Result, folder: Path) -> Any:
     return load_adapter(base, folder / "adapter")
 
 
+def _trained_before(result: Result, folder: Path) -> dict[str, Any]:
+    """What an earlier session recorded of the adapter, if it trained it to the end; else nothing.
+
+    Nothing too when its files are no longer those that were trained: then they are made again.
+    """
+    if result.train is None or result.train.interrupted:
+        return {}
+    try:
+        origin = _read_origin(folder)
+    except ValueError:
+        return {}
+    names = ("adapter", "dtypes", "products")
+    kept: dict[str, Any] = {name: origin[name] for name in names if name in origin}
+    here = provenance.describe_adapter(folder / "adapter")
+    return kept if here and kept.get("adapter") == here else {}
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove what a killed process had half written: nobody else writes to a locked folder."""
+    for path in [*folder.glob(".*.tmp"), *folder.glob(".merged-*")]:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
 def _read_origin(folder: Path) -> dict[str, Any]:
     """What ``provenance.json`` holds. ValueError when it is missing or damaged."""
     path = folder / "provenance.json"
@@ -509,7 +541,14 @@ def _previous_result(folder: Path) -> Result:
         phase: [Metric(**metric) for metric in metrics]
         for phase, metrics in values["metrics"].items()
     }
-    return Result(metrics=metrics, seconds=values["seconds"])
+    train = None if values["train"] is None else FitResult(**values["train"])
+    return Result(
+        metrics=metrics,
+        train=train,
+        parameters=values["parameters"],
+        expected_memory_mib=values["expected_memory_mib"],
+        seconds=values["seconds"],
+    )
 
 
 def _write_result(result: Result, folder: Path) -> None:
@@ -525,13 +564,12 @@ def _recorded(result: Result, folder: Path) -> Iterator[None]:
         with _timed(result, "total"):
             yield
     except BaseException as error:
-        if isinstance(error, Diverged):
-            result.train = error.result
-        result.status = {
-            Diverged: Status.diverged,
-            KeyboardInterrupt: Status.interrupted,
-        }.get(type(error), Status.failed)
         result.error = str(redact(f"{type(error).__name__}: {error}"))
+        result.status = Status.failed
+        if isinstance(error, Diverged):
+            result.status, result.train = Status.diverged, error.result
+        elif isinstance(error, KeyboardInterrupt):
+            result.status, result.error = Status.interrupted, None
         raise
     finally:
         _write_result(result, folder)

@@ -286,7 +286,7 @@ class Tracker:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.finish(kind is not None, interrupted=kind is KeyboardInterrupt)
+        self.finish(kind is not None, interrupted=isinstance(error, KeyboardInterrupt))
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """Write one line: ``values`` after ``step`` optimizer steps.

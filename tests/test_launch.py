@@ -394,8 +394,29 @@ def test_a_folder_that_holds_a_run_is_not_written_over(
     launched("hydra.run.dir=here")
     status, lines = launched("hydra.run.dir=here", "seed=1")
     assert status == 2
-    assert "here holds a run already: resume=here continues it" in lines[0]
+    (line,) = lines
+    assert "here holds a run of another config, which differs in seed (0 there, 1 here):" in line
+    assert line.endswith("continues it as it is, hydra.run.dir=FOLDER starts another one")
+    status, lines = launched("hydra.run.dir=here", "lora.r=4", "seed=1", "optimizer=adafactor")
+    assert status == 2
+    assert "lora.r (16 there, 4 here), optimizer." in lines[0]
+    assert "more: resume=here" in lines[0]
     assert len(started) == 1
+
+
+def test_the_same_command_goes_on_with_the_run_in_its_folder(
+    launched: Launch, started: list[tuple[config.Run, Path]]
+) -> None:
+    command = ("hydra.run.dir=here", "trainer=brief", "lora.r=4")
+    assert launched(*command) == (0, [])
+    assert launched(*command) == (0, [])
+    assert launched(*command, "tracking=files", "trainer.checkpoint_steps=1") == (0, [])
+    assert {folder.name for _, folder in started} == {"here"}
+    assert started[0] == started[1]
+    assert started[2][0].trainer.checkpoint_steps == 1
+    (Path("here") / "result.json").write_text('{"status": "finished"}', encoding="utf-8")
+    assert launched(*command) == (0, [])
+    assert len(started) == 3
 
 
 def test_hydra_full_error_gives_the_traceback(
@@ -440,8 +461,8 @@ def stub_run(monkeypatch: pytest.MonkeyPatch, end: BaseException | str) -> None:
         ("finished", 0, []),
         (ValueError("rows.jsonl line 3\nis not JSON"), 2, ["error: rows.jsonl line 3 is not JSON"]),
         (DivergedError("the loss is nan"), 1, ["error: the loss is nan"]),
-        ("interrupted", 130, ["interrupted: python train.py resume=here goes on"]),
-        (KeyboardInterrupt(), 130, ["interrupted: python train.py resume=here goes on"]),
+        ("interrupted", 75, ["interrupted: python train.py resume=here goes on"]),
+        (KeyboardInterrupt(), 75, ["interrupted: python train.py resume=here goes on"]),
     ],
     ids=["finished", "bad data", "diverged", "interrupted", "interrupted early"],
 )
@@ -507,7 +528,7 @@ def test_an_interrupt_stops_a_sweep(
 
     monkeypatch.setattr(sweeping, "run_cell", interrupt)
     status, lines = launched("--multirun", "seed=0,1")
-    assert (status, lines[-1]) == (130, "interrupted: the same command goes on")
+    assert (status, lines[-1]) == (75, "interrupted: the same command goes on")
 
 
 # --- resuming -----------------------------------------------------------------------------------
@@ -540,6 +561,9 @@ def test_resume_takes_other_tracking_and_nothing_else(
     assert started[0][0].tracking.wandb is config.WandbMode.disabled
     assert launched("resume=stopped", "tracking=wandb", "tracking.group=night") == (0, [])
     assert started[1][0].tracking.group == "night"
+    free = ("trainer.checkpoint_steps=7", "trainer.keep_checkpoints=3")
+    assert launched("resume=stopped", *free) == (0, [])
+    assert started.pop()[0].trainer.checkpoint_steps == 7
     status, lines = launched("resume=stopped", "lora.r=8")
     assert status == 2
     assert "lora.r=8 would change the run" in lines[0]

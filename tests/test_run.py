@@ -207,7 +207,7 @@ def test_control_c_saves_a_checkpoint_and_says_how_to_resume(tmp_path: Path) -> 
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
     error = process.communicate()[1]
-    assert process.returncode == launch.INTERRUPTED, error
+    assert process.returncode == launch.RESUMABLE, error
     assert f"python train.py resume={folder}" in error
     assert read(folder, "result.json")["status"] == "interrupted"
     assert list((folder / "checkpoints").iterdir())

@@ -21,6 +21,8 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
+from dollyllama.interrupt import Terminated, end_on_sigterm
+
 #: Seconds that an interrupted cell gets to write its checkpoint.
 GRACE_SECONDS = 120
 
@@ -64,8 +66,10 @@ def run_isolated(
     child.start()
     try:
         child.join(seconds)
-    except KeyboardInterrupt:
-        # The terminal has told the child as well: it writes its checkpoint and ends.
+    except KeyboardInterrupt as error:
+        if isinstance(error, Terminated):
+            child.terminate()
+        # Else the terminal has told the child as well: it writes its checkpoint and ends.
         child.join(GRACE_SECONDS)
         _kill(child)
         raise
@@ -91,6 +95,7 @@ def _child(
 ) -> None:
     os.environ.update(environment)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    end_on_sigterm()
     _die_with_parent()
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     sys.stdout.flush()

@@ -410,9 +410,9 @@ def _status(
         return CellStatus.damaged, f"result.json is damaged: its status is {status}"
     if status == CellStatus.finished and not config:
         return CellStatus.damaged, "it has no config.yaml"
-    error = one_line(str(result.get("error") or ""))
-    # Ctrl-C has no words of its own.
-    return CellStatus(status), "interrupted" if error == "KeyboardInterrupt:" else error or None
+    if status == CellStatus.interrupted:
+        return CellStatus.interrupted, "interrupted"
+    return CellStatus(status), one_line(str(result.get("error") or "")) or None
 
 
 def _object(path: Path) -> dict[str, Any]:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from dollyllama.files import damaged, digest, write_json
+
 _NAME = re.compile(r"checkpoint-(\d+)")
 _STATE_FILE = "state.pt"
+_DIGESTS_FILE = "digests.json"
 
 
 def save_checkpoint(folder: Path, step: int, state: dict[str, Any], *, keep: int) -> Path:
@@ -29,10 +34,12 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], *, keep: int
         torch.save(state, file)
         file.flush()
         os.fsync(file.fileno())
+    write_json(temporary / _DIGESTS_FILE, {_STATE_FILE: digest(temporary / _STATE_FILE)})
     path = folder / f"checkpoint-{step}"
     if path.exists():
         shutil.rmtree(path)
     temporary.rename(path)
+    _sync(folder)
     for older in list_checkpoints(folder)[:-keep]:
         shutil.rmtree(older)
     return path
@@ -47,10 +54,48 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return [path for _, path in sorted(numbered)]
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint's state, its tensors on the CPU."""
-    state: dict[str, Any] = torch.load(path / _STATE_FILE, map_location="cpu", weights_only=True)
-    return state
+def load_newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The newest checkpoint in ``folder`` whose bytes are those that were written, and its state.
+
+    Damaged ones on the way are set aside under another name, with a line on stderr for each. Where
+    none is whole the line says so, and None is returned, as for a folder without any. Tensors are
+    on the CPU.
+    """
+    found = list_checkpoints(folder)
+    while found:
+        path = found.pop()
+        if not (reason := _damage(path)):
+            state: dict[str, Any] = torch.load(
+                path / _STATE_FILE, map_location="cpu", weights_only=True
+            )
+            return path, state
+        aside = path.with_name(f"{path.name}.damaged")
+        shutil.rmtree(aside, ignore_errors=True)
+        path.rename(aside)
+        instead = f"going on from {found[-1].name}" if found else "there is none before it"
+        print(f"{path} is damaged ({reason}), and is now {aside.name}: {instead}", file=sys.stderr)
+    return None
+
+
+def _damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint's files; None when nothing is."""
+    try:
+        digests = json.loads((path / _DIGESTS_FILE).read_text(encoding="utf-8"))
+        if _STATE_FILE not in digests:
+            return f"{_DIGESTS_FILE} has no digest of {_STATE_FILE}"
+        changed = damaged(path, digests)
+    except (OSError, ValueError, TypeError, AttributeError):
+        return f"{_DIGESTS_FILE} cannot be read"
+    return f"{', '.join(changed)} differs from its digest" if changed else None
+
+
+def _sync(folder: Path) -> None:
+    """Have a folder's names on disk, as ``fsync`` has a file's bytes."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def random_state() -> dict[str, torch.Tensor]:

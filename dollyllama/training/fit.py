@@ -23,9 +23,9 @@ from dollyllama.data.batches import Batch, collate_packed, collate_padded
 from dollyllama.data.store import lengths_of
 from dollyllama.data.tokens import EncodedExample
 from dollyllama.fast.attach import fast_path
+from dollyllama.interrupt import interruptible
 from dollyllama.model.attention import row_attention
 from dollyllama.training.budget import make_plan
-from dollyllama.training.interrupt import interruptible
 from dollyllama.training.loop import Diverged, Log, Loop
 from dollyllama.training.loss import supervision
 from dollyllama.training.optimizers import build_optimizer, build_schedule
@@ -33,6 +33,9 @@ from dollyllama.training.pilot import within_seconds
 from dollyllama.training.progress import peak_memory_mib
 
 __all__ = ["Diverged", "FitResult", "fit"]
+
+#: Rows that tell a checkpoint's data from others, beside the lengths of all.
+_TOLD_BY = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,11 +108,12 @@ def fit(
     device: torch.device = model.device
     torch_optimizer = build_optimizer(model.parameters(), optimizer)
     lr_schedule = build_schedule(torch_optimizer, schedule, steps=plan.steps)
+    # What a checkpoint hangs on, each under the name by which a user knows it.
     settings = {
-        "plan": asdict(plan),
-        "lengths": lengths,
-        "optimizer": asdict(optimizer),
-        "schedule": asdict(schedule),
+        "the rows": [lengths, *_some_of(rows)],
+        "the batches (trainer, seed)": asdict(plan),
+        **{f"optimizer.{key}": value for key, value in asdict(optimizer).items()},
+        **{f"schedule.{key}": value for key, value in asdict(schedule).items()},
     }
     loop = Loop(
         model=model,
@@ -119,7 +123,7 @@ def fit(
         rows=rows,
         trainer=trainer,
         folder=folder,
-        fingerprint=config.fingerprint(settings),
+        settings={key: config.fingerprint(value) for key, value in settings.items()},
         log=log,
         evaluate=evaluate,
     )
@@ -176,6 +180,12 @@ def _result(loop: Loop, device: torch.device) -> FitResult:
         loss=loop.last_loss,
         interrupted=loop.interrupted,
     )
+
+
+def _some_of(rows: Sequence[EncodedExample]) -> list[Any]:
+    """Tokens and places of loss of rows from all over: what other data would not have alike."""
+    every = max(1, len(rows) // _TOLD_BY)
+    return [[list(map(int, row.ids)), row.spans] for row in rows[::every]]
 
 
 def _length(row: EncodedExample) -> int:

@@ -24,7 +24,7 @@ from dollyllama.data.tokens import EncodedExample
 from dollyllama.training.budget import Plan
 from dollyllama.training.checkpoints import (
     list_checkpoints,
-    load_checkpoint,
+    load_newest,
     random_state,
     restore_random_state,
     save_checkpoint,
@@ -64,7 +64,7 @@ class Loop(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
         rows: Sequence[EncodedExample],
         trainer: config.Trainer,
         folder: Path,
-        fingerprint: str,
+        settings: dict[str, str],
         log: Log,
         evaluate: Callable[[int], dict[str, float]] | None,
     ) -> None:
@@ -83,7 +83,7 @@ class Loop(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
         self._lengths = lengths_of(rows)
         self._trainer = trainer
         self._folder = folder
-        self._fingerprint = fingerprint
+        self._settings = settings
         self._log = log
         self._evaluate = evaluate
         self._since = 0  # the step of the line logged last
@@ -97,14 +97,14 @@ class Loop(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
     def begin(self, *, resume: bool) -> None:
         """Restore the newest checkpoint, or see that there is none to be overwritten."""
         folder = self._folder / "checkpoints"
-        found = list_checkpoints(folder)
-        if found and not resume:
-            raise ValueError(
-                f"{folder} holds checkpoints of an earlier run: resume it with "
-                f"resume={self._folder}, or remove them to start anew"
-            )
-        if found:
-            self._restore(found[-1])
+        if not resume:
+            if list_checkpoints(folder):
+                raise ValueError(
+                    f"{folder} holds checkpoints of an earlier run: resume it with "
+                    f"resume={self._folder}, or remove them to start anew"
+                )
+        elif (found := load_newest(folder)) is not None:
+            self._restore(*found)
 
     @property
     def tokens(self) -> int:
@@ -259,7 +259,7 @@ class Loop(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
             if parameter.requires_grad
         }
         state = {
-            "fingerprint": self._fingerprint,
+            "settings": self._settings,
             "step": self.step,
             "since": self._since,
             "sums": self.loss.sums,
@@ -273,12 +273,22 @@ class Loop(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
         keep = self._trainer.keep_checkpoints or 1
         save_checkpoint(self._folder / "checkpoints", self.step, state, keep=keep)
 
-    def _restore(self, path: Path) -> None:
-        state = load_checkpoint(path)
-        if state["fingerprint"] != self._fingerprint:
+    def _restore(self, path: Path, state: dict[str, Any]) -> None:
+        here = {
+            name: list(parameter.shape)
+            for name, parameter in self._model.named_parameters()
+            if parameter.requires_grad
+        }
+        there = {name: list(tensor.shape) for name, tensor in state["trainable"].items()}
+        changed = sorted(
+            key for key, value in self._settings.items() if state["settings"].get(key) != value
+        )
+        if here != there:
+            changed.append("the adapter's parameters (lora)")
+        if changed:
             raise ValueError(
-                f"{path} was written with other rows, batches, optimizer or schedule: resume with "
-                "the config of the run's own config.yaml, or start a new run"
+                f"{path} was written under another config: {', '.join(changed)} differ; resume "
+                f"with the run's own config.yaml, or start a new run"
             )
         with torch.no_grad():
             for name, parameter in self._model.named_parameters():

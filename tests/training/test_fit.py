@@ -260,7 +260,11 @@ def test_resuming_a_finished_run_gives_its_result_without_training(tmp_path: Pat
     model = make_model()
     settings = {"checkpoint_steps": 3, "keep_checkpoints": 1, "max_steps": 4}
     result, _ = run_fit(model, ROWS, tmp_path, **settings)
-    assert names(tmp_path / "checkpoints") == ["checkpoint-4", "checkpoint-4/state.pt"]
+    assert names(tmp_path / "checkpoints") == [
+        "checkpoint-4",
+        "checkpoint-4/digests.json",
+        "checkpoint-4/state.pt",
+    ]
     other = make_model(seed=1)
     again, logged = run_fit(other, ROWS, tmp_path, resume=True, **settings)
     assert logged == []
@@ -279,9 +283,26 @@ def test_a_new_run_does_not_write_over_checkpoints(tmp_path: Path) -> None:
 def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
     settings = {"checkpoint_steps": 1, "keep_checkpoints": 1, "max_steps": 2}
     run_fit(make_model(), ROWS, tmp_path, **settings)
-    for changes in ({"optimizer": make_optimizer(lr=0.5)}, {"batch_size": 3}, {"seed": 1}):
-        with pytest.raises(ValueError, match=r"was written with other rows, batches, optimizer"):
+    batches = r"the batches \(trainer, seed\)"
+    for name, changes in (
+        (r"optimizer\.lr", {"optimizer": make_optimizer(lr=0.5)}),
+        (batches, {"batch_size": 3}),
+        (batches, {"seed": 1}),
+    ):
+        with pytest.raises(ValueError, match=f"was written under another config: {name} differ;"):
             run_fit(make_model(), ROWS, tmp_path, resume=True, **(settings | changes))
+
+
+def test_a_checkpoint_of_other_rows_or_another_adapter_is_refused(tmp_path: Path) -> None:
+    settings = {"checkpoint_steps": 1, "keep_checkpoints": 1, "max_steps": 2}
+    run_fit(make_model(), ROWS, tmp_path, **settings)
+    other = [dataclasses.replace(row, ids=[*row.ids[:-1], row.ids[-1] + 1]) for row in ROWS]
+    with pytest.raises(ValueError, match="config: the rows differ"):
+        run_fit(make_model(), other, tmp_path, resume=True, **settings)
+    model = make_model()
+    next(each for each in model.parameters() if each.requires_grad).requires_grad = False
+    with pytest.raises(ValueError, match=r"config: the adapter's parameters \(lora\) differ"):
+        run_fit(model, ROWS, tmp_path, resume=True, **settings)
 
 
 def signalled_at(step: int, number: int) -> Callable[[int, dict[str, float]], None]:
@@ -304,7 +325,11 @@ def test_a_signal_ends_the_run_after_a_step_and_it_can_be_resumed(
     result, logged = run_fit(stopped, ROWS, folder, max_steps=5, on_log=signalled_at(2, number))
     assert (result.steps, result.interrupted) == (3, True)
     assert [step for step, _ in logged] == [1, 2, 3]
-    assert names(folder / "checkpoints") == ["checkpoint-3", "checkpoint-3/state.pt"]
+    assert names(folder / "checkpoints") == [
+        "checkpoint-3",
+        "checkpoint-3/digests.json",
+        "checkpoint-3/state.pt",
+    ]
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
     result, _ = run_fit(resumed, ROWS, folder, max_steps=5, resume=True)
     assert (result.steps, result.interrupted) == (5, False)
