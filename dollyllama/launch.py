@@ -186,10 +186,15 @@ def _run(run_config: config.Run, folder: Path) -> None:
         result = run(run_config, folder)
     except Diverged as error:
         raise _UnfinishedError(FAILED, str(error)) from error
+    except OSError as error:
+        if not (folder / "config.yaml").is_file():
+            raise
+        line = f"{describe(error)}; when that is mended, {_goes_on(folder)}"
+        raise _UnfinishedError(MENDABLE, line) from error
     except KeyboardInterrupt as error:
-        raise _UnfinishedError(RESUMABLE, _interrupted(folder)) from error
+        raise _UnfinishedError(RESUMABLE, f"interrupted: {_goes_on(folder)}") from error
     if result.status is Status.interrupted:
-        raise _UnfinishedError(RESUMABLE, _interrupted(folder))
+        raise _UnfinishedError(RESUMABLE, f"interrupted: {_goes_on(folder)}")
 
 
 class _UnfinishedError(Exception):
@@ -200,8 +205,8 @@ class _UnfinishedError(Exception):
         self.status = status
 
 
-def _interrupted(folder: Path) -> str:
-    return f"interrupted: python train.py resume={shlex.quote(str(_shown(folder)))} goes on"
+def _goes_on(folder: Path) -> str:
+    return f"python train.py resume={shlex.quote(str(_shown(folder)))} goes on"
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import errno
 import json
 import logging
 import math
@@ -293,8 +294,13 @@ class Tracker:
 
         What an earlier session logged after this step, or at it under one of the same names, is
         dropped: the run was resumed from before, and repeats it. A number that is not finite
-        becomes null, and ``not_finite`` says which one it was.
+        becomes null, and ``not_finite`` says which one it was. OSError when the file cannot be
+        written, or is gone.
         """
+        if not os.fstat(self._file.fileno()).st_nlink:  # else all would go on, into nothing
+            raise FileNotFoundError(
+                errno.ENOENT, "removed while its run was going on", str(self._path)
+            )
         line: dict[str, Any] = {
             "step": step,
             "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),

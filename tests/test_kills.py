@@ -38,8 +38,10 @@ RUNS = {
         "optimizer=adamw_8bit",
     ),
 }
-#: What differs between two runs of the same config: times, speed, and what else the machine does.
+#: What differs between two runs of the same config, in metrics.jsonl and in the model card: times,
+#: speed, and what else the machine does.
 MEASURED = ("time", "train/tokens_per_second", "memory/peak_mib")
+MEASURED_LINES = (b"| time |", b"| peak memory |")
 
 
 def start(folder: Path, overrides: tuple[str, ...]) -> subprocess.Popen[bytes]:
@@ -63,13 +65,16 @@ def outcome(folder: Path) -> dict[str, Any]:
         for line in read_json_lines(folder / "metrics.jsonl")
     ]
     whole = ("config.yaml", "data.json", "losses.jsonl", "rejected.jsonl", "samples.jsonl")
+    adapter = {path.name: path.read_bytes() for path in (folder / "adapter").iterdir()}
+    card = adapter.pop("README.md").splitlines()
     return {
         "files": sorted(path.name for path in folder.iterdir()),
         "status": result["status"],
         "metrics": result["metrics"],
         "train": {key: result["train"][key] for key in ("steps", "tokens", "loss")},
         "lines": lines,
-        "adapter": {path.name: path.read_bytes() for path in (folder / "adapter").iterdir()},
+        "adapter": adapter,
+        "card": [line for line in card if not line.startswith(MEASURED_LINES)],
         **{name: (folder / name).read_bytes() for name in whole if (folder / name).exists()},
     }
 

@@ -22,19 +22,26 @@ _DIGESTS_FILE = "digests.json"
 def save_checkpoint(folder: Path, step: int, state: dict[str, Any], *, keep: int) -> Path:
     """Write ``state`` to ``folder/checkpoint-<step>`` and remove all but the newest ``keep``.
 
-    The folder appears under its name when it is complete and on disk, and not before. state: dicts,
-    lists, strings, numbers and tensors.
+    The folder appears under its name when it is complete and on disk, and not before; what could
+    not be written whole takes no room. state: dicts, lists, strings, numbers and tensors.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for left_over in folder.glob(".checkpoint-*"):
         shutil.rmtree(left_over)
     temporary = folder / f".checkpoint-{step}.tmp"
     temporary.mkdir()
-    with (temporary / _STATE_FILE).open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    write_json(temporary / _DIGESTS_FILE, {_STATE_FILE: digest(temporary / _STATE_FILE)})
+    try:
+        with (temporary / _STATE_FILE).open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        write_json(temporary / _DIGESTS_FILE, {_STATE_FILE: digest(temporary / _STATE_FILE)})
+    except (OSError, RuntimeError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, RuntimeError) and error.__context__ is not None:
+            # torch's writer fails once more when it closes the file that it could not write.
+            raise error.__context__ from None
+        raise
     path = folder / f"checkpoint-{step}"
     if path.exists():
         shutil.rmtree(path)

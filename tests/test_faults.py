@@ -1,0 +1,145 @@
+"""What happens to a run when the machine fails it: a full disk, a folder that goes, a wrong clock.
+
+The faults are real: a small file system is filled, files are removed, the system's time is moved.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dollyllama import launch
+from tests.test_run import SMALL, UNMEASURED
+
+ROOT = Path(__file__).parents[1]
+#: Mounts what follows on the folder of its first argument, for one command alone.
+MOUNTED = 'mount -t tmpfs -o size="$1" tmpfs "$2" && shift 2 && exec "$@"'
+
+
+def train(folder: Path, *overrides: str, code: str = "", size: str | None = None) -> Any:
+    """``python train.py`` to its end; in a small file system of its own when there is a size.
+
+    code: runs in the process before all else.
+    """
+    command = [sys.executable, str(ROOT / "train.py"), *overrides, f"hydra.run.dir={folder}"]
+    if size is not None:
+        shell = ["unshare", "--mount", "--map-root-user", "sh", "-c", MOUNTED, "sh"]
+        command = [*shell, size, str(folder.parent), *command]
+    site = folder.parent.parent / "site"
+    site.mkdir(exist_ok=True)
+    (site / "sitecustomize.py").write_text(code, encoding="utf-8")
+    return subprocess.run(
+        command,
+        env={**os.environ, "PYTHONPATH": f"{site}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def last_line(done: Any) -> str:
+    """The last line on stderr; there is no traceback above it."""
+    assert "Traceback" not in done.stderr, done.stderr
+    return str(done.stderr.strip().splitlines()[-1])
+
+
+@pytest.fixture
+def mountable(tmp_path: Path) -> None:
+    (tmp_path / "try").mkdir()
+    shell = ["unshare", "--mount", "--map-root-user", "sh", "-c", MOUNTED, "sh"]
+    done = subprocess.run(
+        [*shell, "1m", str(tmp_path / "try"), "true"], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        pytest.skip(f"this machine lets nobody mount a small file system: {done.stderr.strip()}")
+
+
+@pytest.mark.usefixtures("mountable")
+def test_a_full_disk_stops_a_run_with_one_line_and_a_folder_that_goes_on(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    overrides = (
+        *UNMEASURED,
+        "trainer.max_steps=6",
+        "trainer.checkpoint_steps=1",
+        "trainer.keep_checkpoints=5",
+    )
+    # What is on the small disk is gone with the process that mounted it: it is copied out first.
+    saved = tmp_path / "saved"
+    keep = (
+        "import atexit, shutil\n"
+        f"atexit.register(lambda: shutil.copytree({str(disk)!r}, {str(saved)!r}))\n"
+    )
+    done = train(disk / "run", *overrides, code=keep, size="10m")
+    assert done.returncode == launch.MENDABLE
+    line = last_line(done)
+    assert line.startswith("error: [Errno 28] No space left on device")
+    assert line.endswith(f"; when that is mended, python train.py resume={disk / 'run'} goes on")
+
+    run = saved / "run"
+    result = json.loads((run / "result.json").read_text(encoding="utf-8"))
+    assert result["status"] == "failed"
+    assert "No space left" in result["error"]
+    assert list((run / "checkpoints").glob("checkpoint-*"))
+    assert not [path for path in run.rglob("*") if path.name.endswith(".tmp")]
+
+    assert train(run, *overrides).returncode == 0
+    whole = tmp_path / "whole" / "run"
+    whole.parent.mkdir()
+    assert train(whole, *overrides).returncode == 0
+    name = "adapter/adapter_model.safetensors"
+    assert (run / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_a_folder_that_is_removed_meanwhile_ends_the_run_in_one_line(tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "gone"
+    folder.parent.mkdir()
+    log = (tmp_path / "log.txt").open("w+", encoding="utf-8")
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "train.py", *UNMEASURED, "trainer.max_steps=100000"),
+            f"hydra.run.dir={folder}",
+        ],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=log,
+    )
+    metrics = folder / "metrics.jsonl"
+    while process.poll() is None and not (metrics.exists() and metrics.read_text()):
+        time.sleep(0.1)
+    shutil.rmtree(folder)
+    assert process.wait() == launch.MENDABLE
+    log.seek(0)
+    text = log.read()
+    assert "Traceback" not in text
+    assert text.rstrip().endswith(f"removed while its run was going on: '{metrics}'")
+
+
+#: The clock of the system, which is some days off at every look.
+ODD_CLOCK = """
+import random, time
+_time, _draw = time.time, random.Random(0)
+time.time = lambda: _time() + _draw.uniform(-1e6, 1e6)
+time.time_ns = lambda: int(time.time() * 1e9)
+"""
+
+
+def test_a_clock_that_jumps_changes_nothing_but_the_times_of_the_log(tmp_path: Path) -> None:
+    for name, code in (("steady", ""), ("jumping", ODD_CLOCK)):
+        (tmp_path / name).mkdir()
+        done = train(tmp_path / name / "run", *SMALL, code=code)
+        assert done.returncode == 0, done.stderr
+    for name in ("adapter/adapter_model.safetensors", "samples.jsonl", "losses.jsonl"):
+        steady, jumping = (tmp_path / each / "run" / name for each in ("steady", "jumping"))
+        assert steady.read_bytes() == jumping.read_bytes()
+    seconds = json.loads((tmp_path / "jumping/run/result.json").read_text())["seconds"]
+    assert all(0 <= spent < 600 for spent in seconds.values())
