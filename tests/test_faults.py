@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -143,3 +144,48 @@ def test_a_clock_that_jumps_changes_nothing_but_the_times_of_the_log(tmp_path: P
         assert steady.read_bytes() == jumping.read_bytes()
     seconds = json.loads((tmp_path / "jumping/run/result.json").read_text())["seconds"]
     assert all(0 <= spent < 600 for spent in seconds.values())
+
+
+def terminated(command: list[str], ready: Callable[[], bool], log: Path) -> tuple[int, str]:
+    """Start a command, send it SIGTERM once it is ready: its exit status and what it said."""
+    with log.open("w+", encoding="utf-8") as file:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=file)
+        while process.poll() is None and not ready():
+            time.sleep(0.1)
+        process.terminate()
+        status = process.wait(120)
+        file.seek(0)
+        return status, file.read()
+
+
+def test_sigterm_before_training_leaves_a_run_that_goes_on(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    result = folder / "result.json"
+    command = [sys.executable, "train.py", *SMALL, f"hydra.run.dir={folder}"]
+    status, said = terminated(command, result.exists, tmp_path / "log.txt")
+    assert (status, said.splitlines()[-1]) == (
+        launch.RESUMABLE,
+        f"interrupted: python train.py resume={folder} goes on",
+    )
+    assert json.loads(result.read_text(encoding="utf-8"))["status"] == "interrupted"
+    assert subprocess.run(command, cwd=ROOT, capture_output=True, check=False).returncode == 0
+
+
+def test_sigterm_to_a_sweep_lets_its_cell_write_a_checkpoint(tmp_path: Path) -> None:
+    folder = tmp_path / "sweep"
+    command = [
+        *(sys.executable, "train.py", "--multirun", *UNMEASURED, "seed=0"),
+        *("trainer.max_steps=100000", f"hydra.sweep.dir={folder}"),
+    ]
+
+    def training() -> bool:
+        return any(path.read_text() for path in folder.glob("*/metrics.jsonl"))
+
+    status, said = terminated(command, training, tmp_path / "log.txt")
+    assert (status, said.splitlines()[-1]) == (
+        launch.RESUMABLE,
+        "interrupted: the same command goes on",
+    )
+    (result,) = folder.glob("*/result.json")
+    assert json.loads(result.read_text(encoding="utf-8"))["status"] == "interrupted"
+    assert list(result.parent.glob("checkpoints/checkpoint-*"))
