@@ -11,6 +11,7 @@ import enum
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
@@ -809,6 +810,9 @@ class Study(Run):
     seeds: int
 
 
+_INTERPOLATION = re.compile(r"(?<!\\)\$\{")
+
+
 def save(run: Run, path: Path) -> None:
     """Write ``run`` as resolved YAML that ``load`` reads back to an equal object."""
     write_text(path, OmegaConf.to_yaml(OmegaConf.structured(run)))
@@ -820,7 +824,11 @@ def load(path: Path) -> Run:
 
 
 def read(path: Path) -> DictConfig:
-    """Read a config that ``save`` wrote, unchecked. ValueError when it is absent or damaged."""
+    """Read a config that ``save`` wrote, unchecked. ValueError when it is absent or damaged.
+
+    It holds values alone: an interpolation, by which OmegaConf would read a variable of the
+    environment, is refused, since the folder may be a stranger's.
+    """
     try:
         values = OmegaConf.load(path)
     except FileNotFoundError:
@@ -829,6 +837,9 @@ def read(path: Path) -> DictConfig:
         raise ValueError(f"{path} is damaged: {one_line(str(error))}") from None
     if not isinstance(values, DictConfig):
         raise ValueError(f"{path} is damaged: it holds no keys and values")
+    for key, value in _leaves(OmegaConf.to_container(values, resolve=False)):
+        if _INTERPOLATION.search(str(value)):
+            raise ValueError(f"{path}: {key} is {value}, and a run's config holds no interpolation")
     return values
 
 

@@ -125,7 +125,9 @@ def load_merged(folder: Path, device: torch.device) -> Any:
 
     try:
         with _quiet():
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", use_safetensors=True)
+            model = AutoModelForCausalLM.from_pretrained(
+                folder, dtype="auto", use_safetensors=True, trust_remote_code=False
+            )
     except (OSError, ValueError, RuntimeError) as error:
         raise ValueError(f"{folder} is no model that transformers can load: {error}") from error
     return model.to(device).eval()
@@ -190,6 +192,8 @@ def _load_whole(
 
 def _from_pretrained(auto: Any, what: str, path: str, revision: str | None, **settings: Any) -> Any:
     """``auto.from_pretrained`` for each kind of path, in silence, with errors of one line."""
+    from pickle import UnpicklingError
+
     from safetensors import SafetensorError
 
     local = _local_folder(path, revision)
@@ -209,8 +213,18 @@ def _from_pretrained(auto: Any, what: str, path: str, revision: str | None, **se
         with _quiet():
             # Without an answer only the cache is asked: five retries take 23 s and print ten lines.
             return auto.from_pretrained(
-                place, revision=revision, local_files_only=not answers, **settings
+                place,
+                revision=revision,
+                local_files_only=not answers,
+                trust_remote_code=False,  # else it would ask at a terminal
+                **settings,
             )
+    except UnpicklingError as error:
+        names = [path.name for path in sorted(local.glob("*.bin"))] if local else []
+        raise ValueError(
+            f"{where}: {', '.join(names) or 'its .bin files'}: pickled objects other than tensors, "
+            f"which could run code, are not loaded: get the weights as safetensors"
+        ) from error
     except (OSError, ValueError, SafetensorError) as error:
         if local is not None:
             why = f"the {what} in {local} cannot be read ({_sentence(error)})"

@@ -167,7 +167,7 @@ def write_merged(
     from accelerate import init_empty_weights
     from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
-    config = AutoConfig.from_pretrained(base_folder)
+    config = AutoConfig.from_pretrained(base_folder, trust_remote_code=False)
     with init_empty_weights():
         model = AutoModelForCausalLM.from_config(config)
     head = model.get_output_embeddings()

@@ -8,6 +8,7 @@ import re
 import shutil
 import sys
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -72,10 +73,14 @@ def load_newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     while found:
         path = found.pop()
         if not (reason := _damage(path)):
-            state: dict[str, Any] = torch.load(
-                path / _STATE_FILE, map_location="cpu", weights_only=True
-            )
-            return path, state
+            try:
+                state: dict[str, Any] = torch.load(
+                    path / _STATE_FILE, map_location="cpu", weights_only=True
+                )
+            except UnpicklingError:
+                reason = f"{_STATE_FILE} holds more than tensors and numbers, and is not loaded"
+            else:
+                return path, state
         aside = path.with_name(f"{path.name}.damaged")
         shutil.rmtree(aside, ignore_errors=True)
         path.rename(aside)

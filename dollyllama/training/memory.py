@@ -84,7 +84,7 @@ class DryRun:
         path, revision = run.model.path, run.model.revision
         folder = preflight.model_folder(path, revision)
         model = empty_base(
-            AutoConfig.from_pretrained(folder or path, revision=revision),
+            AutoConfig.from_pretrained(folder or path, revision=revision, trust_remote_code=False),
             dtype=run.model.dtype,
             quantization=run.quantization,
             rows=rows,

@@ -66,7 +66,9 @@ def main(arguments: Sequence[str]) -> None:
     from dollyllama.model.precision import dtype_census
     from dollyllama.run import choose_device, restore, restore_merged
 
-    positions = AutoConfig.from_pretrained(base_folder).max_position_embeddings
+    positions = AutoConfig.from_pretrained(
+        base_folder, trust_remote_code=False
+    ).max_position_embeddings
     contexts = _contexts(given.context, positions=positions, tokens=given.tokens)
     model, tokenizer = restore(run_config, given.run)
     device = choose_device(run_config.device)
