@@ -6,13 +6,21 @@ import asyncio
 import socket
 from types import FrameType
 
+import h11
 import uvicorn
 from starlette.applications import Starlette
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from dollyllama.serving.engine import Engine
 
 #: What is being answered when the server is told to end may take so long.
 GRACE_SECONDS = 10
+
+#: A caller whose request line and headers take longer is let go.
+HEAD_SECONDS = 10.0
+
+#: Open connections, idle ones included; a further one is closed as it comes.
+MAX_CONNECTIONS = 2_000
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -36,6 +44,41 @@ def bind(host: str, port: int) -> socket.socket:
     return bound
 
 
+class Connection(H11Protocol):
+    """Closes itself when the head of a request does not come in time, or when there are too many.
+
+    uvicorn by itself waits for a head for ever, and the application sees no request before that.
+    """
+
+    _deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > MAX_CONNECTIONS:
+            transport.abort()
+        else:
+            self._expect_head()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.conn.their_state is not h11.IDLE:
+            self._forget_deadline()
+        elif self._deadline is None:
+            self._expect_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._forget_deadline()
+        super().connection_lost(exc)
+
+    def _expect_head(self) -> None:
+        self._deadline = self.loop.call_later(HEAD_SECONDS, self.transport.close)
+
+    def _forget_deadline(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+
 class Server(uvicorn.Server):
     """Closes the engine as soon as it is to end, so that nobody waits for what will not come.
 
@@ -54,7 +97,7 @@ class Server(uvicorn.Server):
             uvicorn.Config(
                 app,
                 loop="asyncio",
-                http="h11",
+                http=Connection,
                 ws="none",
                 lifespan="on",
                 log_config=None,

@@ -9,7 +9,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from dollyllama.config import PromptFormat
 from dollyllama.data.example import Question
@@ -474,6 +476,81 @@ def test_a_body_that_comes_too_slowly_is_408(
         assert raw.recv(100).startswith(b"HTTP/1.1 408")
 
 
+def test_a_head_that_comes_too_slowly_ends_the_connection_and_a_quick_one_does_not(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dollyllama.serving.server.HEAD_SECONDS", 0.3)
+    address = ("127.0.0.1", int(served.url.split(":")[-1]))
+    with socket.create_connection(address, timeout=30) as slow:
+        slow.sendall(b"POST /v1/comp")
+        assert slow.recv(100) == b""
+    # The second request of a connection is waited for no longer than the first.
+    with socket.create_connection(address, timeout=30) as twice:
+        twice.sendall(b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert twice.recv(1000).startswith(b"HTTP/1.1 200")
+        twice.sendall(b"GET /health HTTP/1.1\r\nHost:")
+        while more := twice.recv(1000):
+            assert b"HTTP/1.1" not in more
+    # An answer may take longer than a head.
+    with socket.create_connection(address, timeout=30) as quick:
+        body = json.dumps({"prompt": "a", "max_tokens": 200}).encode()
+        quick.sendall(request_bytes(body))
+        assert quick.recv(100).startswith(b"HTTP/1.1 200")
+
+
+def test_a_connection_too_many_is_closed_and_the_others_stay(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = ("127.0.0.1", int(served.url.split(":")[-1]))
+    with socket.create_connection(address, timeout=30) as first:
+        first.sendall(b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert first.recv(1000).startswith(b"HTTP/1.1 200")
+        monkeypatch.setattr("dollyllama.serving.server.MAX_CONNECTIONS", 0)
+        with socket.create_connection(address, timeout=30) as second, suppress(ConnectionError):
+            second.sendall(b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert second.recv(1000) == b""
+        first.sendall(b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert first.recv(1000).startswith(b"HTTP/1.1 200")
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner),
+    max_leaves=8,
+)
+#: A request's own keys with values right and wrong, and keys that it does not have.
+FIELDS = st.dictionaries(
+    st.sampled_from(
+        [
+            *("prompt", "messages", "model", "max_tokens", "stream", "stop", "n", "seed"),
+            *("temperature", "top_p", "alpha", "k", "q", "logprobs", "echo", "user"),
+        ]
+    )
+    | st.text(max_size=8),
+    JSON | st.sampled_from(["a", 1, 0, -1, 0.5, 2**64, True, [{"role": "user", "content": "a"}]]),
+    max_size=6,
+)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@given(path=st.sampled_from(["/v1/completions", "/v1/chat/completions"]), fields=FIELDS | JSON)
+def test_whatever_the_json_the_answer_is_one_that_is_documented(
+    served: Served, path: str, fields: Any
+) -> None:
+    if isinstance(fields, dict):
+        fields.setdefault("max_tokens", 1)
+    body = json.dumps(fields).encode("utf-8", "surrogatepass")
+    reply = httpx.post(
+        served.url + path,
+        content=body,
+        headers={"Content-Type": "application/json"},
+        timeout=30,
+    )
+    assert reply.status_code in (200, 400, 404, 422), reply.text
+    if reply.status_code != 200:
+        assert error(reply)["message"]
+
+
 @pytest.fixture(scope="module")
 def locked(model: Any, tokenizer: Any) -> Iterator[Served]:
     with serving(model, tokenizer, api_key="sesame") as running:
@@ -489,8 +566,8 @@ def test_without_the_key_nothing_but_health_is_answered(locked: Served) -> None:
     ]
     for call in calls:
         assert error(call())["code"] == "missing_api_key"
-        for given in ("Bearer sesam", "Bearer sesame2", "sesame", "Basic sesame", b"Bearer \xe9"):
-            response = call(headers={"Authorization": given})
+        for header in ("Bearer sesam", "Bearer sesame2", "sesame", "Basic sesame", b"Bearer \xe9"):
+            response = call(headers={"Authorization": header})
             assert (response.status_code, error(response)["code"]) == (401, "invalid_api_key")
             assert "WWW-Authenticate" in response.headers
     assert httpx.get(f"{locked.url}/health").status_code == 200
