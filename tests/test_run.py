@@ -16,6 +16,7 @@ import pytest
 from safetensors.torch import load_file
 
 from dollyllama import config, launch
+from dollyllama import run as run_module
 from dollyllama.data.prepare import prepare
 from dollyllama.data.prompt import END_MARKER
 from dollyllama.evaluation.metric import Metric
@@ -23,7 +24,7 @@ from dollyllama.files import read_json_lines
 from dollyllama.run import Result, Status, check_adapter, check_base, measure, restore, run
 from dollyllama.summary import next_commands, summary
 from dollyllama.tracking import Tracker
-from dollyllama.training.fit import Diverged
+from dollyllama.training.fit import Diverged, fit
 
 #: A run of seconds on the embedded model.
 SMALL = (
@@ -190,6 +191,48 @@ def test_a_killed_run_resumes_to_the_same_adapter(
     assert whole == killed
     lines = read_json_lines(tmp_path / "killed" / "metrics.jsonl")
     assert [line["step"] for line in lines if "train/loss" in line] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_what_is_trained_is_not_trained_again_unless_its_adapter_is_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damaged: bool
+) -> None:
+    whole = small_run(tmp_path / "whole")
+    folder = tmp_path / "stopped"
+    with monkeypatch.context() as patched:
+        phases = iter([measure])
+
+        def measure_once(*given: Any) -> Any:
+            for once in phases:
+                return once(*given)
+            raise KeyboardInterrupt  # in the evaluation after training
+
+        patched.setattr(run_module, "measure", measure_once)
+        with pytest.raises(KeyboardInterrupt):
+            small_run(folder)
+    assert read(folder, "result.json")["status"] == "interrupted"
+    trained = read(folder, "provenance.json")["adapter"]
+    weights = folder / "adapter" / "adapter_model.safetensors"
+    if damaged:
+        weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+
+    fits = []
+    monkeypatch.setattr(
+        run_module, "fit", lambda *given, **named: fits.append(1) or fit(*given, **named)
+    )
+    (folder / ".result.json.1.tmp").write_text("half")
+    resumed = small_run(folder)
+
+    assert len(fits) == damaged
+    assert resumed.status is Status.finished
+    assert resumed.metrics == whole.metrics
+    assert resumed.parameters == whole.parameters
+    origin = read(folder, "provenance.json")
+    assert origin["adapter"] == trained == read(tmp_path / "whole", "provenance.json")["adapter"]
+    assert "dtypes" in origin
+    assert not list(folder.glob(".*"))
+    for name in ("samples.jsonl", "losses.jsonl"):
+        assert (folder / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
 def test_control_c_saves_a_checkpoint_and_says_how_to_resume(tmp_path: Path) -> None:
