@@ -810,7 +810,8 @@ class Study(Run):
     seeds: int
 
 
-_INTERPOLATION = re.compile(r"(?<!\\)\$\{")
+#: ``${`` behind an even number of backslashes: an odd one makes it plain text.
+_INTERPOLATION = re.compile(r"(?<!\\)(?:\\\\)*\$\{")
 
 
 def save(run: Run, path: Path) -> None:

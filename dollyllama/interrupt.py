@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import NoReturn
 
 _NOTICE = (
     "\nStopping after this step, with a checkpoint to resume from. Ctrl-C again stops at once.\n"
 )
+
+
+#: Seconds.
+_PATIENCE = 10.0
 
 
 class Terminated(KeyboardInterrupt):
@@ -22,12 +27,16 @@ class Terminated(KeyboardInterrupt):
 def end_on_sigterm() -> None:
     """Let SIGTERM end this process as Ctrl-C does: with what it leaves in order.
 
-    Once: what follows while it puts that in order changes nothing.
+    What follows within ``_PATIENCE`` seconds does not disturb it in putting that in order; later
+    ones count again, as the first may have come where an exception gets lost.
     """
+    last = -math.inf
 
-    def handle(number: int, frame: FrameType | None) -> NoReturn:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        raise Terminated
+    def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal last
+        if time.monotonic() - last > _PATIENCE:
+            last = time.monotonic()
+            raise Terminated
 
     signal.signal(signal.SIGTERM, handle)
 

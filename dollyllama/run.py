@@ -46,6 +46,7 @@ from dollyllama.redact import redact
 from dollyllama.summary import columns, cost_rows, next_commands
 from dollyllama.tracking import Tracker, costs, open_tracker
 from dollyllama.training.budget import make_plan
+from dollyllama.training.checkpoints import list_checkpoints
 from dollyllama.training.fit import Diverged, FitResult, fit
 
 
@@ -99,6 +100,9 @@ def run(
         _tracked(run_config, folder, result) as tracker,
     ):
         _remove_leftovers(folder)
+        begun = bool(result.metrics or result.train or list_checkpoints(folder / "checkpoints"))
+        if begun and (folder / "provenance.json").exists():
+            check_base(run_config, folder)
         config.save(run_config, folder / "config.yaml")
         origin = provenance.collect(
             device=str(device),
@@ -118,6 +122,8 @@ def run(
             except EmptySide as error:
                 write_record(error.prepared, folder)
                 raise
+        if begun:
+            _check_data(data, folder)
         write_record(data, folder)
         print(f"{count_table(data.manifest)}\n")
 
@@ -365,9 +371,27 @@ def _trained_before(result: Result, folder: Path) -> dict[str, Any]:
     return kept if here and kept.get("adapter") == here else {}
 
 
+def _check_data(data: PreparedData, folder: Path) -> None:
+    """ValueError when a run that began with other data is to go on with these."""
+    path = folder / "data.json"
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))["fingerprint"]
+    except FileNotFoundError:
+        return
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged: {one_line(str(error))}") from None
+    if before != data.manifest["fingerprint"]:
+        raise ValueError(
+            f"{folder} began with other data (or another version of what prepares it) than "
+            f"{', '.join(sorted(data.manifest['sources']))} are now: put the files back as they "
+            f"were, or start a new run"
+        )
+
+
 def _remove_leftovers(folder: Path) -> None:
     """Remove what a killed process had half written: nobody else writes to a locked folder."""
-    for path in [*folder.glob(".*.tmp"), *folder.glob(".merged-*")]:
+    patterns = (".*.tmp", ".*.old", ".merged-*", ".pilot-*", "checkpoints/.checkpoint-*")
+    for path in (path for pattern in patterns for path in folder.glob(pattern)):
         if path.is_dir():
             shutil.rmtree(path)
         else:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -146,13 +147,23 @@ def test_a_clock_that_jumps_changes_nothing_but_the_times_of_the_log(tmp_path: P
     assert all(0 <= spent < 600 for spent in seconds.values())
 
 
-def terminated(command: list[str], ready: Callable[[], bool], log: Path) -> tuple[int, str]:
-    """Start a command, send it SIGTERM once it is ready: its exit status and what it said."""
+def terminated(
+    command: list[str], ready: Callable[[], bool], log: Path, *, whole_group: bool = False
+) -> tuple[int, str]:
+    """Start a command, send it SIGTERM once it is ready: its exit status and what it said.
+
+    whole_group: to all of its processes, as systemd and schedulers do.
+    """
     with log.open("w+", encoding="utf-8") as file:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=file)
+        process = subprocess.Popen(
+            command, cwd=ROOT, stdout=file, stderr=file, start_new_session=True
+        )
         while process.poll() is None and not ready():
             time.sleep(0.1)
-        process.terminate()
+        if whole_group:
+            os.killpg(process.pid, signal.SIGTERM)
+        else:
+            process.terminate()
         status = process.wait(120)
         file.seek(0)
         return status, file.read()
@@ -171,7 +182,10 @@ def test_sigterm_before_training_leaves_a_run_that_goes_on(tmp_path: Path) -> No
     assert subprocess.run(command, cwd=ROOT, capture_output=True, check=False).returncode == 0
 
 
-def test_sigterm_to_a_sweep_lets_its_cell_write_a_checkpoint(tmp_path: Path) -> None:
+@pytest.mark.parametrize("whole_group", [False, True])
+def test_sigterm_to_a_sweep_lets_its_cell_write_a_checkpoint(
+    tmp_path: Path, whole_group: bool
+) -> None:
     folder = tmp_path / "sweep"
     command = [
         *(sys.executable, "train.py", "--multirun", *UNMEASURED, "seed=0"),
@@ -181,7 +195,7 @@ def test_sigterm_to_a_sweep_lets_its_cell_write_a_checkpoint(tmp_path: Path) -> 
     def training() -> bool:
         return any(path.read_text() for path in folder.glob("*/metrics.jsonl"))
 
-    status, said = terminated(command, training, tmp_path / "log.txt")
+    status, said = terminated(command, training, tmp_path / "log.txt", whole_group=whole_group)
     assert (status, said.splitlines()[-1]) == (
         launch.RESUMABLE,
         "interrupted: the same command goes on",

@@ -155,6 +155,7 @@ def test_a_runs_config_calls_nothing(tmp_path: Path, flag: Path, line: str) -> N
         ("tracking.tags", ["a", "${oc.env:PLANTED}"]),
         ("tracking", "${oc.env:PLANTED}"),
         ("model.path", "/models/${oc.env:PLANTED}"),
+        ("tracking.project", r"x\\${oc.env:PLANTED}"),
     ],
 )
 def test_a_runs_config_reads_no_environment(

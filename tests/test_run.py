@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
-from dollyllama import config, launch
+from dollyllama import config, embedded, launch
 from dollyllama import run as run_module
 from dollyllama.data.prepare import prepare
 from dollyllama.data.prompt import END_MARKER
 from dollyllama.evaluation.metric import Metric
-from dollyllama.files import read_json_lines
+from dollyllama.files import read_json_lines, write_json_lines
 from dollyllama.run import Result, Status, check_adapter, check_base, measure, restore, run
 from dollyllama.summary import next_commands, summary
 from dollyllama.tracking import Tracker
@@ -233,6 +233,37 @@ def test_what_is_trained_is_not_trained_again_unless_its_adapter_is_another(
     assert not list(folder.glob(".*"))
     for name in ("samples.jsonl", "losses.jsonl"):
         assert (folder / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_a_run_goes_on_with_its_own_base_and_data_alone(tmp_path: Path) -> None:
+    model = Path(shutil.copytree(embedded.MODEL, tmp_path / "model"))
+    file = tmp_path / "rows" / "sql_create_context.jsonl"
+    rows = [
+        {
+            "question": f"How many {word}s are there?",
+            "context": f"CREATE TABLE {word}s (id INTEGER, name VARCHAR)",
+            "answer": f"SELECT COUNT(*) FROM {word}s",
+        }
+        for word in ("cat", "dog", "cow", "hen", "fox", "owl", "bee", "ant", "elk", "eel") * 3
+    ]
+    write_json_lines(file, rows)
+    overrides = ("data=sql", f"data.root={file.parent}", f"model.path={model}", "trainer=brief")
+    plain = ("tracking=files", "device=cpu", "evaluation=none")
+    base = (*plain, "trainer.max_steps=2", "trainer.checkpoint_steps=1", "data.held_out=0.1")
+    folder = tmp_path / "run"
+    small_run(folder, *overrides, base=base)
+
+    write_json_lines(file, [*rows[:-1], {**rows[-1], "question": "How many eels swim?"}])
+    with pytest.raises(ValueError, match=r"began with other data .* than sql are now: put the"):
+        small_run(folder, *overrides, base=base)
+    write_json_lines(file, rows)
+    weights = load_file(model / "model.safetensors")
+    scaled = {**weights, "model.norm.weight": weights["model.norm.weight"] * 1.5}
+    save_file(scaled, model / "model.safetensors")
+    with pytest.raises(ValueError, match=r"was trained on another base model .*: model\.safetens"):
+        small_run(folder, *overrides, base=base)
+    save_file(weights, model / "model.safetensors", {"format": "pt"})
+    assert small_run(folder, *overrides, base=base).status is Status.finished
 
 
 def test_control_c_saves_a_checkpoint_and_says_how_to_resume(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 import socket
 from types import FrameType
 
@@ -19,7 +20,8 @@ GRACE_SECONDS = 10
 #: A caller whose request line and headers take longer is let go.
 HEAD_SECONDS = 10.0
 
-#: Open connections, idle ones included; a further one is closed as it comes.
+#: Open connections, idle ones included; a further one is closed as it comes. Fewer where the system
+#: gives this process too few files for so many.
 MAX_CONNECTIONS = 2_000
 
 
@@ -54,7 +56,8 @@ class Connection(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        if len(self.connections) > MAX_CONNECTIONS:
+        files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if len(self.connections) > min(MAX_CONNECTIONS, files // 2):
             transport.abort()
         else:
             self._expect_head()

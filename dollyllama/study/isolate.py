@@ -59,7 +59,7 @@ def run_isolated(
     # A worker of joblib has a start method of its own, which the fork would not know.
     multiprocessing.set_start_method("forkserver", force=True)
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["__main__", "dollyllama.run"])
+    context.set_forkserver_preload(["dollyllama.study.forkserver", "__main__", "dollyllama.run"])
     child = context.Process(
         target=_child, args=(function, arguments, str(log.resolve()), environment)
     )

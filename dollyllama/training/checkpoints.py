@@ -37,6 +37,7 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], *, keep: int
             file.flush()
             os.fsync(file.fileno())
         write_json(temporary / _DIGESTS_FILE, {_STATE_FILE: digest(temporary / _STATE_FILE)})
+        _sync(temporary)
     except (OSError, RuntimeError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         if isinstance(error, RuntimeError) and error.__context__ is not None:
@@ -67,7 +68,8 @@ def load_newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
 
     Damaged ones on the way are set aside under another name, with a line on stderr for each. Where
     none is whole the line says so, and None is returned, as for a folder without any. Tensors are
-    on the CPU.
+    on the CPU. ValueError for one without digests, OSError for one that cannot be read: either may
+    be whole, and is left as it is.
     """
     found = list_checkpoints(folder)
     while found:
@@ -84,7 +86,11 @@ def load_newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
         aside = path.with_name(f"{path.name}.damaged")
         shutil.rmtree(aside, ignore_errors=True)
         path.rename(aside)
-        instead = f"going on from {found[-1].name}" if found else "there is none before it"
+        instead = (
+            f"going on from {found[-1].name}"
+            if found
+            else "there is none before it, so training begins anew"
+        )
         print(f"{path} is damaged ({reason}), and is now {aside.name}: {instead}", file=sys.stderr)
     return None
 
@@ -93,11 +99,16 @@ def _damage(path: Path) -> str | None:
     """What is wrong with a checkpoint's files; None when nothing is."""
     try:
         digests = json.loads((path / _DIGESTS_FILE).read_text(encoding="utf-8"))
-        if _STATE_FILE not in digests:
-            return f"{_DIGESTS_FILE} has no digest of {_STATE_FILE}"
-        changed = damaged(path, digests)
-    except (OSError, ValueError, TypeError, AttributeError):
+    except FileNotFoundError:
+        raise ValueError(
+            f"{path} has no {_DIGESTS_FILE}: an earlier version wrote it, or it is damaged; "
+            f"go on with that version, or remove it to go on without it"
+        ) from None
+    except ValueError:
         return f"{_DIGESTS_FILE} cannot be read"
+    if not isinstance(digests, dict) or _STATE_FILE not in digests:
+        return f"{_DIGESTS_FILE} has no digest of {_STATE_FILE}"
+    changed = damaged(path, digests)
     return f"{', '.join(changed)} differs from its digest" if changed else None
 
 

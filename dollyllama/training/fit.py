@@ -161,6 +161,7 @@ def fit(
             during.callback(loop.close)
             try:
                 hf_trainer.train()
+                loop.end()
             except Diverged as error:
                 error.result = _result(loop, device)
                 raise

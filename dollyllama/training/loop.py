@@ -116,6 +116,12 @@ class Loop(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
         """Tokens with loss of the steps done."""
         return sum(self._supervised(1, self.step).values())
 
+    def end(self) -> None:
+        """Serve a request to stop that came after the last step: what follows training is long."""
+        if self.stop_requested() and not self.interrupted:
+            self.interrupted = True
+            self._save()
+
     def close(self) -> None:
         if self._bar is not None:
             self._bar.close()
@@ -148,7 +154,7 @@ class Loop(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
         self.step += 1
         self._bar.update()
         last = self.step == self._plan.steps
-        self.interrupted = self.stop_requested() and not last
+        self.interrupted = self.stop_requested()
         if self._profiler is not None:
             self._profiler.after(self.step, stopping=last or self.interrupted)
         # On a GPU a look at the loss waits for it, so there it is taken only with a line to log.

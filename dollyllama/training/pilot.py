@@ -26,13 +26,14 @@ def within_seconds(
     trainer: config.Trainer,
     model: Any,
     folder: Path,
-    train: Callable[[config.Trainer, Path, Log], object],
+    train: Callable[[config.Trainer, Path, Log], Any],
 ) -> config.Trainer:
     """Turn ``max_seconds`` into the ``max_tokens`` that a pilot of some steps says fit into it.
 
     What the pilot found is kept in ``folder``, so that a resumed run has the same budget; it leaves
     no other trace: weights and random numbers are given back. train: trains for the given settings
-    in the given folder, and logs.
+    in the given folder, and logs. KeyboardInterrupt when it is asked to stop: speeds of a part of
+    the pilot are no measurement.
     """
     assert trainer.max_seconds is not None
     path = folder / BUDGET_FILE
@@ -49,7 +50,7 @@ def _speeds(
     trainer: config.Trainer,
     model: Any,
     folder: Path,
-    train: Callable[[config.Trainer, Path, Log], object],
+    train: Callable[[config.Trainer, Path, Log], Any],
 ) -> list[float]:
     """Tokens per second of each step of a pilot."""
     speeds: list[float] = []
@@ -71,11 +72,13 @@ def _speeds(
     )
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".pilot-", dir=folder) as temporary:
-        train(
+        result = train(
             settings,
             Path(temporary),
             lambda step, values: speeds.append(values["train/tokens_per_second"]),
         )
+    if result.interrupted:
+        raise KeyboardInterrupt
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:

@@ -73,7 +73,6 @@ def flip_a_bit(path: Path) -> None:
         (lambda path: flip_a_bit(path / "state.pt"), "state.pt differs from its digest"),
         (lambda path: (path / "state.pt").write_bytes(b""), "state.pt differs from its digest"),
         (lambda path: (path / "state.pt").unlink(), "state.pt differs from its digest"),
-        (lambda path: (path / "digests.json").unlink(), "digests.json cannot be read"),
         (lambda path: (path / "digests.json").write_text("{"), "digests.json cannot be read"),
         (lambda path: (path / "digests.json").write_text("[]"), "no digest of state.pt"),
         (lambda path: (path / "digests.json").write_text("{}"), "no digest of state.pt"),
@@ -98,6 +97,14 @@ def test_of_a_damaged_checkpoint_the_one_before_it_is_taken_and_that_is_said(
     assert newest_state(tmp_path) == {"step": 3}
 
 
+def test_a_checkpoint_without_digests_is_left_to_the_user(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, 1, {"step": 1}, keep=1)
+    (tmp_path / "checkpoint-1" / "digests.json").unlink()
+    with pytest.raises(ValueError, match=r"checkpoint-1 has no digests\.json: an earlier version"):
+        load_newest(tmp_path)
+    assert steps(tmp_path) == ["checkpoint-1"]
+
+
 def test_when_all_checkpoints_are_damaged_the_run_starts_anew(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -107,4 +114,4 @@ def test_when_all_checkpoints_are_damaged_the_run_starts_anew(
     assert load_newest(tmp_path) is None
     first, second = capsys.readouterr().err.splitlines()
     assert first.endswith("going on from checkpoint-1")
-    assert second.endswith("there is none before it")
+    assert second.endswith("there is none before it, so training begins anew")

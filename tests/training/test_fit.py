@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 import os
+import shutil
 import signal
 import threading
 from collections.abc import Callable
@@ -313,6 +315,37 @@ def signalled_at(step: int, number: int) -> Callable[[int, dict[str, float]], No
     return on_log
 
 
+def test_a_signal_in_the_last_step_stops_what_follows_and_nothing_is_trained_again(
+    tmp_path: Path,
+) -> None:
+    whole, stopped, resumed = (make_model(dropout=0.2) for _ in range(3))
+    run_fit(whole, ROWS, tmp_path / "whole", max_steps=3)
+    folder = tmp_path / "stopped"
+    for at in (2, 3):  # while the last step is taken, and when it is done
+        shutil.rmtree(folder, ignore_errors=True)
+        result, _ = run_fit(
+            stopped, ROWS, folder, max_steps=3, on_log=signalled_at(at, signal.SIGTERM)
+        )
+        assert (result.steps, result.interrupted) == (3, True)
+        assert names(folder / "checkpoints")[0] == "checkpoint-3"
+        stopped = make_model(dropout=0.2)
+    result, logged = run_fit(resumed, ROWS, folder, max_steps=3, resume=True)
+    assert (result.steps, result.interrupted, logged) == (3, False, [])
+    assert equal(trainable(resumed), trainable(whole))
+
+
+@pytest.mark.parametrize("step", [1, 3])
+def test_a_signal_in_the_pilot_ends_the_run_without_a_budget(tmp_path: Path, step: int) -> None:
+    passes = itertools.count(1)
+    model = make_model()
+    model.register_forward_pre_hook(
+        lambda *_: os.kill(os.getpid(), signal.SIGTERM) if next(passes) == step else None
+    )
+    with pytest.raises(KeyboardInterrupt):
+        run_fit(model, ROWS, tmp_path, max_seconds=5.0, batch_size=1)
+    assert names(tmp_path) == []
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_run_after_a_step_and_it_can_be_resumed(
     tmp_path: Path, number: int
@@ -347,13 +380,6 @@ def test_a_second_interrupt_stops_at_once_and_gives_the_handlers_back(tmp_path: 
         run_fit(model, ROWS, tmp_path, on_log=twice)
     assert signal.getsignal(signal.SIGINT) is before
     assert not any(module._forward_pre_hooks for module in model.modules())
-
-
-def test_a_signal_in_the_last_step_is_no_interruption(tmp_path: Path) -> None:
-    result, _ = run_fit(
-        make_model(), ROWS, tmp_path, max_steps=2, on_log=signalled_at(1, signal.SIGINT)
-    )
-    assert (result.steps, result.interrupted) == (2, False)
 
 
 def test_training_works_outside_the_main_thread(tmp_path: Path) -> None:
