@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from enum import StrEnum
@@ -838,7 +838,7 @@ def read(path: Path) -> DictConfig:
         raise ValueError(f"{path} is damaged: {one_line(str(error))}") from None
     if not isinstance(values, DictConfig):
         raise ValueError(f"{path} is damaged: it holds no keys and values")
-    for key, value in _leaves(OmegaConf.to_container(values, resolve=False)):
+    for key, value in leaves(OmegaConf.to_container(values, resolve=False)):
         if _INTERPOLATION.search(str(value)):
             raise ValueError(f"{path}: {key} is {value}, and a run's config holds no interpolation")
     return values
@@ -860,7 +860,7 @@ def build(values: DictConfig, origin: str | None = None) -> Run:
         raise ValueError(f"{where}{explain(error, Run)}") from error
     assert isinstance(run, Run)
     plain = OmegaConf.to_container(OmegaConf.structured(run), enum_to_str=True)
-    for key, value in _leaves(plain):
+    for key, value in leaves(plain):
         _require(
             redact(value) == value,
             f"{where}{key} holds what looks like a key or token, and the config is written to the "
@@ -869,13 +869,29 @@ def build(values: DictConfig, origin: str | None = None) -> Run:
     return run
 
 
-def _leaves(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Every value of a nested dict with its dotted key."""
     for name, value in values.items():
         if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{name}.")
+            yield from leaves(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
+
+
+def differences(config: Mapping[str, Any], baseline: Mapping[str, Any]) -> dict[str, str]:
+    """Dotted keys in which two configs differ -> the value in ``config``; "absent" without one."""
+    own, other = dict(leaves(config)), dict(leaves(baseline))
+    changed = sorted(key for key in own.keys() | other.keys() if own.get(key) != other.get(key))
+    return {key: as_typed(own[key]) if key in own else "absent" for key in changed}
+
+
+def as_typed(value: Any) -> str:
+    """A value as it is typed on Hydra's command line."""
+    if isinstance(value, list):
+        return f"[{','.join(map(as_typed, value))}]"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return str(value)
 
 
 def fingerprint(values: Any) -> str:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from hydra import compose, initialize_config_dir
 from hydra._internal import utils
@@ -335,14 +335,15 @@ def _check_flags(arguments: Sequence[str]) -> None:
 
 def _refuse_another(folder: Path, run_config: config.Run) -> None:
     """ValueError when ``folder`` holds a run of another config; one of this config goes on."""
-    if not (folder / "config.yaml").exists():
+    path = folder / "config.yaml"
+    if not path.exists():
         return
-    there = config.build(config.read(folder / "config.yaml"), str(folder / "config.yaml"))
-    before, now = _flat(asdict(there)), _flat(asdict(run_config))
+    saved, given = asdict(config.load(path)), asdict(run_config)
+    there, here = config.differences(saved, given), config.differences(given, saved)
     changed = [
-        f"{key} ({_brief(before.get(key))} there, {_brief(now.get(key))} here)"
-        for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key) and not _is_free(key)
+        f"{key} ({_brief(there[key])} there, {_brief(here[key])} here)"
+        for key in there
+        if not _is_free(key)
     ]
     if changed:
         shown = shlex.quote(str(_shown(folder)))
@@ -353,20 +354,9 @@ def _refuse_another(folder: Path, run_config: config.Run) -> None:
         )
 
 
-def _flat(values: Any, key: str = "") -> dict[str, Any]:
-    """The leaves of nested dicts, under dotted keys."""
-    if not isinstance(values, dict) or not values:
-        return {key: values}
-    return {
-        inner: leaf
-        for name, value in values.items()
-        for inner, leaf in _flat(value, f"{key}.{name}" if key else str(name)).items()
-    }
-
-
-def _brief(value: Any) -> str:
-    text = one_line("null" if value is None else str(value))
-    return text if len(text) <= 40 else f"{text[:39]}…"
+def _brief(text: str) -> str:
+    line = one_line(text)
+    return line if len(line) <= 40 else f"{line[:39]}…"
 
 
 def _is_free(key: str) -> bool:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from dollyllama import config, launch, preflight
 
 #: Every key of the config, and every group.
-KEYS = sorted(launch._flat(asdict(launch.compose_run([])))) + launch.groups()
+KEYS = sorted(dict(config.leaves(asdict(launch.compose_run([]))))) + launch.groups()
 OPTIONS = [
     f"{path.parent.name}={path.stem}"
     for path in sorted(launch.CONF.glob("*/*.yaml"))

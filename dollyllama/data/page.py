@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 from markupsafe import Markup
 
+from dollyllama.config import leaves
 from dollyllama.data.example import Split
 from dollyllama.data.flow import (
     STEPS,
@@ -68,7 +69,7 @@ def data_page(prepared: PreparedData, tokenizer: Any) -> str:
         "refused": _refused(prepared),
         "clusters": _clusters(prepared),
         "contaminated": _contaminated(prepared),
-        "settings": sorted(_flat(manifest["settings"])),
+        "settings": _settings(manifest),
     }
     folder = Path(__file__).parent
     return render_page(folder, values, count=_count, percent=_percent, words=in_words)
@@ -82,14 +83,13 @@ def _percent(part: float, whole: float) -> str:
     return f"{part / whole:.1%}" if whole else "–"
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+def _settings(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Nested settings as ("a.b", text) pairs; what is not set is left out."""
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        elif value is not None and value != []:
-            text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-            yield f"{prefix}{key}", text
+    return sorted(
+        (key, ", ".join(map(str, value)) if isinstance(value, list) else str(value))
+        for key, value in leaves(manifest["settings"])
+        if value is not None and value != []
+    )
 
 
 # --- lengths and tokens -------------------------------------------------------------------------

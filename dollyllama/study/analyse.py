@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dollyllama.config import differences
 from dollyllama.evaluation.metric import LENGTHS
 from dollyllama.evaluation.table import LOWER_IS_BETTER
 from dollyllama.study.compare import (
@@ -34,7 +35,6 @@ from dollyllama.study.records import (
     Cell,
     CellStatus,
     Plan,
-    differences,
     measured_losses,
     measured_scores,
 )

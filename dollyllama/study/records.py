@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum, auto
 from functools import lru_cache
@@ -15,7 +15,15 @@ from typing import Any, NamedTuple
 
 import yaml  # type: ignore[import-untyped]
 
-from dollyllama.config import PASS_AT, SCORES, Grader, fingerprint
+from dollyllama.config import (
+    PASS_AT,
+    SCORES,
+    Grader,
+    as_typed,
+    differences,
+    fingerprint,
+    leaves,
+)
 from dollyllama.evaluation.code import pass_at_k
 from dollyllama.evaluation.metric import DETAILS
 from dollyllama.explain import one_line
@@ -262,13 +270,6 @@ def head_scores(cells: Iterable[Cell]) -> list[str]:
         f"{score}/{source}" for cell in cells for source, score in _head_scores(cell.config).items()
     }
     return sorted(named, key=lambda name: name.partition("/")[2])
-
-
-def differences(config: Mapping[str, Any], baseline: Mapping[str, Any]) -> dict[str, str]:
-    """Dotted keys in which two configs differ -> the value in ``config``; "absent" without one."""
-    own, other = dict(_leaves(config)), dict(_leaves(baseline))
-    changed = sorted(key for key in own.keys() | other.keys() if own.get(key) != other.get(key))
-    return {key: _shown(own[key]) if key in own else "absent" for key in changed}
 
 
 # --- folders ------------------------------------------------------------------------------------
@@ -565,15 +566,15 @@ def _labels(
             meanings[entry.name].add(key)
     labels = {}
     for name, keys in meanings.items():
-        leaves = {key: dict(_leaves(_of_variant(configs[key]))) for key in keys}
-        settings = sorted({setting for each in leaves.values() for setting in each})
+        values = {key: dict(leaves(_of_variant(configs[key]))) for key in keys}
+        settings = sorted({setting for each in values.values() for setting in each})
         differing = [
             setting
             for setting in settings
-            if len({_shown(each.get(setting)) for each in leaves.values()}) > 1
+            if len({as_typed(each.get(setting)) for each in values.values()}) > 1
         ]
-        for key, each in leaves.items():
-            what = ", ".join(f"{setting}={_shown(each.get(setting))}" for setting in differing)
+        for key, each in values.items():
+            what = ", ".join(f"{setting}={as_typed(each.get(setting))}" for setting in differing)
             labels[name, key] = f"{name}: {what}" if what else name
     return labels
 
@@ -594,23 +595,6 @@ def _of_variant(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _variant_key(cell: Cell) -> str | None:
     return fingerprint(_of_variant(cell.config)) if cell.config else None
-
-
-def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in values.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
-
-
-def _shown(value: Any) -> str:
-    """A value as it is typed on Hydra's command line."""
-    if isinstance(value, list):
-        return f"[{','.join(map(_shown, value))}]"
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    return str(value)
 
 
 def _once(cells: list[Cell], warnings: list[str]) -> list[Cell]:
