@@ -101,15 +101,15 @@ def run(
     ):
         _remove_leftovers(folder)
         begun = bool(result.metrics or result.train or list_checkpoints(folder / "checkpoints"))
-        if begun and (folder / "provenance.json").exists():
-            check_base(run_config, folder)
-        config.save(run_config, folder / "config.yaml")
         origin = provenance.collect(
             device=str(device),
             seed=run_config.seed,
             base_model=_base_folder(run_config.model.path),
             revision=run_config.model.revision,
         )
+        if begun and (folder / "provenance.json").exists():
+            check_base(run_config, folder, origin["base_model"])
+        config.save(run_config, folder / "config.yaml")
         earlier = _trained_before(result, folder)
         origin.update(earlier)
         write_json(folder / "provenance.json", origin)
@@ -224,17 +224,20 @@ def restore_merged(
         return load_merged(merged, choose_device(run_config.device))
 
 
-def check_base(run_config: config.Run, folder: Path) -> None:
+def check_base(
+    run_config: config.Run, folder: Path, base_model: dict[str, Any] | None = None
+) -> None:
     """ValueError when the base model is not the one that the run in ``folder`` was trained on.
 
     Told by the digests of a local folder's weights and config; weights too large for a digest are
-    told by their size.
+    told by their size. base_model: what provenance says of the base now, where that is known.
     """
-    trained_on = _read_origin(folder)["base_model"]
+    trained_on = _read_record(folder, "provenance.json", "base_model")["base_model"]
     if trained_on is None or "files" not in trained_on:
         return
     place = _base_folder(run_config.model.path)
-    here = provenance.describe_weights(place, run_config.model.revision).get("files", {})
+    base_model = base_model or provenance.describe_weights(place, run_config.model.revision)
+    here = base_model.get("files", {})
     for name, file in trained_on["files"].items():
         if name != "config.json" and not name.endswith((".safetensors", ".bin")):
             continue
@@ -252,7 +255,7 @@ def check_adapter(folder: Path) -> None:
     A run that kept no digests of it passes, and so does a file that is missing: ``load_adapter``
     names it.
     """
-    trained = _read_origin(folder).get("adapter", {})
+    trained = _read_record(folder, "provenance.json", "base_model").get("adapter", {})
     for name, here in provenance.describe_adapter(folder / "adapter").items():
         if trained.get(name, here) != here:
             raise ValueError(
@@ -362,7 +365,7 @@ def _trained_before(result: Result, folder: Path) -> dict[str, Any]:
     if result.train is None or result.train.interrupted:
         return {}
     try:
-        origin = _read_origin(folder)
+        origin = _read_record(folder, "provenance.json", "base_model")
     except ValueError:
         return {}
     names = ("adapter", "dtypes", "products")
@@ -373,14 +376,10 @@ def _trained_before(result: Result, folder: Path) -> dict[str, Any]:
 
 def _check_data(data: PreparedData, folder: Path) -> None:
     """ValueError when a run that began with other data is to go on with these."""
-    path = folder / "data.json"
-    try:
-        before = json.loads(path.read_text(encoding="utf-8"))["fingerprint"]
-    except FileNotFoundError:
+    if not (folder / "data.json").exists():
         return
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged: {one_line(str(error))}") from None
-    if before != data.manifest["fingerprint"]:
+    before = _read_record(folder, "data.json", "fingerprint")
+    if before["fingerprint"] != data.manifest["fingerprint"]:
         raise ValueError(
             f"{folder} began with other data (or another version of what prepares it) than "
             f"{', '.join(sorted(data.manifest['sources']))} are now: put the files back as they "
@@ -398,17 +397,17 @@ def _remove_leftovers(folder: Path) -> None:
             path.unlink()
 
 
-def _read_origin(folder: Path) -> dict[str, Any]:
-    """What ``provenance.json`` holds. ValueError when it is missing or damaged."""
-    path = folder / "provenance.json"
+def _read_record(folder: Path, name: str, key: str) -> dict[str, Any]:
+    """What a file of a run holds: ``key`` at least. ValueError when it is missing or damaged."""
+    path = folder / name
     try:
-        origin = json.loads(path.read_text(encoding="utf-8"))
-        origin["base_model"]
+        record = json.loads(path.read_text(encoding="utf-8"))
+        record[key]
     except FileNotFoundError:
-        raise ValueError(f"{folder} is damaged: it has no provenance.json") from None
+        raise ValueError(f"{folder} is damaged: it has no {name}") from None
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged: {one_line(str(error))}") from None
-    return dict(origin)
+    return dict(record)
 
 
 def put_adapter(run_config: config.Run, base: Any) -> Any:

@@ -50,8 +50,8 @@ class Loop(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
     """Follows Trainer's loop and does what is due after each step.
 
     step: how many steps are done, those before a resumption included. seconds: how long they took,
-    without evaluations. last_loss: as last logged. interrupted: whether it stopped before the end
-    because it was asked to.
+    without evaluations. last_loss: as last logged. interrupted: whether it was asked to
+    stop, after the last step too.
     """
 
     def __init__(
