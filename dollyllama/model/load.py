@@ -116,6 +116,13 @@ def load_base(
     return model
 
 
+def read_model_config(path: Path | str, revision: str | None = None) -> Any:
+    """What ``config.json`` of a model says; a class of the model's own is refused, not run."""
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
+
+
 def load_merged(folder: Path, device: torch.device) -> Any:
     """Load a merged model as anybody would: in its own dtype, in evaluation mode.
 

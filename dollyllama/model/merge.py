@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dollyllama.config import Dtype, Quantization, QuantizationMethod
+from dollyllama.model.load import read_model_config
 from dollyllama.model.requantise import BLOCK, requantise
 from dollyllama.model.shards import Stored, list_tensors, read_parts, read_tensor, write_shards
 from dollyllama.model.updates import Update, read_updates
@@ -165,9 +166,9 @@ def write_merged(
     the disk has too little space.
     """
     from accelerate import init_empty_weights
-    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+    from transformers import AutoModelForCausalLM, GenerationConfig
 
-    config = AutoConfig.from_pretrained(base_folder, trust_remote_code=False)
+    config = read_model_config(base_folder)
     with init_empty_weights():
         model = AutoModelForCausalLM.from_config(config)
     head = model.get_output_embeddings()

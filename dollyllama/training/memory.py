@@ -17,7 +17,6 @@ import psutil
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import AutoConfig
 
 from dollyllama import config, preflight
 from dollyllama.config import LoraVariant, OptimizerName
@@ -30,6 +29,7 @@ from dollyllama.fast.attach import fast_path
 from dollyllama.model.adapter import attach_adapter
 from dollyllama.model.attention import row_attention
 from dollyllama.model.empty import empty_base
+from dollyllama.model.load import read_model_config
 from dollyllama.model.precision import upcast
 from dollyllama.training.fake import Alive, as_on_a_gpu, make_fake
 from dollyllama.training.loss import SupervisedLoss, supervision
@@ -84,7 +84,7 @@ class DryRun:
         path, revision = run.model.path, run.model.revision
         folder = preflight.model_folder(path, revision)
         model = empty_base(
-            AutoConfig.from_pretrained(folder or path, revision=revision, trust_remote_code=False),
+            read_model_config(folder or path, revision),
             dtype=run.model.dtype,
             quantization=run.quantization,
             rows=rows,

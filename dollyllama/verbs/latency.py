@@ -54,21 +54,17 @@ def main(arguments: Sequence[str]) -> None:
     if given.merged is not None:
         _check_merged(given.merged, given.run)
 
-    from transformers import AutoConfig
-
     from dollyllama import provenance
     from dollyllama.bars import stage_bar
     from dollyllama.decoding.generate import is_out_of_memory
     from dollyllama.files import write_json
     from dollyllama.latency.compare import adapter_over_merged, latency_table, verdict
     from dollyllama.latency.measure import measure, weights_mib
-    from dollyllama.model.load import load_merged
+    from dollyllama.model.load import load_merged, read_model_config
     from dollyllama.model.precision import dtype_census
     from dollyllama.run import choose_device, restore, restore_merged
 
-    positions = AutoConfig.from_pretrained(
-        base_folder, trust_remote_code=False
-    ).max_position_embeddings
+    positions = read_model_config(base_folder).max_position_embeddings
     contexts = _contexts(given.context, positions=positions, tokens=given.tokens)
     model, tokenizer = restore(run_config, given.run)
     device = choose_device(run_config.device)
