@@ -22,8 +22,12 @@ from dollyllama import launch
 from tests.test_run import SMALL, UNMEASURED
 
 ROOT = Path(__file__).parents[1]
-#: Mounts what follows on the folder of its first argument, for one command alone.
-MOUNTED = 'mount -t tmpfs -o size="$1" tmpfs "$2" && shift 2 && exec "$@"'
+#: Before a size, a folder and a command: runs it with a file system of that size on the folder.
+SMALL_DISK = (
+    *("unshare", "--mount", "--map-root-user", "sh", "-c"),
+    'mount -t tmpfs -o size="$1" tmpfs "$2" && shift 2 && exec "$@"',
+    "sh",
+)
 
 
 def train(folder: Path, *overrides: str, code: str = "", size: str | None = None) -> Any:
@@ -33,8 +37,7 @@ def train(folder: Path, *overrides: str, code: str = "", size: str | None = None
     """
     command = [sys.executable, str(ROOT / "train.py"), *overrides, f"hydra.run.dir={folder}"]
     if size is not None:
-        shell = ["unshare", "--mount", "--map-root-user", "sh", "-c", MOUNTED, "sh"]
-        command = [*shell, size, str(folder.parent), *command]
+        command = [*SMALL_DISK, size, str(folder.parent), *command]
     site = folder.parent.parent / "site"
     site.mkdir(exist_ok=True)
     (site / "sitecustomize.py").write_text(code, encoding="utf-8")
@@ -57,10 +60,8 @@ def last_line(done: Any) -> str:
 @pytest.fixture
 def mountable(tmp_path: Path) -> None:
     (tmp_path / "try").mkdir()
-    shell = ["unshare", "--mount", "--map-root-user", "sh", "-c", MOUNTED, "sh"]
-    done = subprocess.run(
-        [*shell, "1m", str(tmp_path / "try"), "true"], capture_output=True, text=True, check=False
-    )
+    command = [*SMALL_DISK, "1m", str(tmp_path / "try"), "true"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         pytest.skip(f"this machine lets nobody mount a small file system: {done.stderr.strip()}")
 
@@ -102,28 +103,41 @@ def test_a_full_disk_stops_a_run_with_one_line_and_a_folder_that_goes_on(tmp_pat
     assert (run / name).read_bytes() == (whole / name).read_bytes()
 
 
+def disturbed(
+    command: list[str],
+    ready: Callable[[], bool],
+    disturb: Callable[[subprocess.Popen[bytes]], object],
+    log: Path,
+) -> tuple[int, str]:
+    """Start a command and disturb it once it is ready: its exit status and what it said."""
+    with log.open("w+", encoding="utf-8") as file:
+        process = subprocess.Popen(
+            command, cwd=ROOT, stdout=file, stderr=file, start_new_session=True
+        )
+        while process.poll() is None and not ready():
+            time.sleep(0.1)
+        disturb(process)
+        status = process.wait(120)
+        file.seek(0)
+        return status, file.read()
+
+
 def test_a_folder_that_is_removed_meanwhile_ends_the_run_in_one_line(tmp_path: Path) -> None:
-    folder = tmp_path / "runs" / "gone"
-    folder.parent.mkdir()
-    log = (tmp_path / "log.txt").open("w+", encoding="utf-8")
-    process = subprocess.Popen(
-        [
-            *(sys.executable, "train.py", *UNMEASURED, "trainer.max_steps=100000"),
-            f"hydra.run.dir={folder}",
-        ],
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=log,
-    )
+    folder = tmp_path / "gone"
     metrics = folder / "metrics.jsonl"
-    while process.poll() is None and not (metrics.exists() and metrics.read_text()):
-        time.sleep(0.1)
-    shutil.rmtree(folder)
-    assert process.wait() == launch.MENDABLE
-    log.seek(0)
-    text = log.read()
-    assert "Traceback" not in text
-    assert text.rstrip().endswith(f"removed while its run was going on: '{metrics}'")
+    command = [
+        *(sys.executable, "train.py", *UNMEASURED, "trainer.max_steps=100000"),
+        f"hydra.run.dir={folder}",
+    ]
+    status, said = disturbed(
+        command,
+        lambda: metrics.exists() and bool(metrics.read_text()),
+        lambda _: shutil.rmtree(folder),
+        tmp_path / "log.txt",
+    )
+    assert status == launch.MENDABLE
+    assert "Traceback" not in said
+    assert said.rstrip().endswith(f"removed while its run was going on: '{metrics}'")
 
 
 #: The clock of the system, which is some days off at every look.
@@ -147,33 +161,13 @@ def test_a_clock_that_jumps_changes_nothing_but_the_times_of_the_log(tmp_path: P
     assert all(0 <= spent < 600 for spent in seconds.values())
 
 
-def terminated(
-    command: list[str], ready: Callable[[], bool], log: Path, *, whole_group: bool = False
-) -> tuple[int, str]:
-    """Start a command, send it SIGTERM once it is ready: its exit status and what it said.
-
-    whole_group: to all of its processes, as systemd and schedulers do.
-    """
-    with log.open("w+", encoding="utf-8") as file:
-        process = subprocess.Popen(
-            command, cwd=ROOT, stdout=file, stderr=file, start_new_session=True
-        )
-        while process.poll() is None and not ready():
-            time.sleep(0.1)
-        if whole_group:
-            os.killpg(process.pid, signal.SIGTERM)
-        else:
-            process.terminate()
-        status = process.wait(120)
-        file.seek(0)
-        return status, file.read()
-
-
 def test_sigterm_before_training_leaves_a_run_that_goes_on(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     result = folder / "result.json"
     command = [sys.executable, "train.py", *SMALL, f"hydra.run.dir={folder}"]
-    status, said = terminated(command, result.exists, tmp_path / "log.txt")
+    status, said = disturbed(
+        command, result.exists, subprocess.Popen.terminate, tmp_path / "log.txt"
+    )
     assert (status, said.splitlines()[-1]) == (
         launch.RESUMABLE,
         f"interrupted: python train.py resume={folder} goes on",
@@ -182,9 +176,14 @@ def test_sigterm_before_training_leaves_a_run_that_goes_on(tmp_path: Path) -> No
     assert subprocess.run(command, cwd=ROOT, capture_output=True, check=False).returncode == 0
 
 
-@pytest.mark.parametrize("whole_group", [False, True])
+def end_group(process: subprocess.Popen[bytes]) -> None:
+    """SIGTERM to all processes of a command, as systemd and schedulers give it."""
+    os.killpg(process.pid, signal.SIGTERM)
+
+
+@pytest.mark.parametrize("end", [subprocess.Popen.terminate, end_group])
 def test_sigterm_to_a_sweep_lets_its_cell_write_a_checkpoint(
-    tmp_path: Path, whole_group: bool
+    tmp_path: Path, end: Callable[[subprocess.Popen[bytes]], None]
 ) -> None:
     folder = tmp_path / "sweep"
     command = [
@@ -195,7 +194,7 @@ def test_sigterm_to_a_sweep_lets_its_cell_write_a_checkpoint(
     def training() -> bool:
         return any(path.read_text() for path in folder.glob("*/metrics.jsonl"))
 
-    status, said = terminated(command, training, tmp_path / "log.txt", whole_group=whole_group)
+    status, said = disturbed(command, training, end, tmp_path / "log.txt")
     assert (status, said.splitlines()[-1]) == (
         launch.RESUMABLE,
         "interrupted: the same command goes on",

@@ -15,9 +15,10 @@ from omegaconf import OmegaConf
 from dollyllama import config, embedded, launch
 from dollyllama.files import digest, write_json
 from dollyllama.model.adapter import load_adapter
-from dollyllama.model.load import load_base, load_tokenizer
+from dollyllama.model.load import load_tokenizer
 from dollyllama.run import restore, run
 from dollyllama.training.checkpoints import load_newest
+from tests.model.build import load as load_model
 from tests.test_run import UNMEASURED
 
 
@@ -50,15 +51,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def load(folder: Path) -> Any:
-    quantization = launch.compose_run(["quantization=none"]).quantization
-    return load_base(
-        str(folder),
-        None,
-        dtype=config.Dtype.float32,
-        quantization=quantization,
-        device=torch.device("cpu"),
-        tokenizer=load_tokenizer(str(folder), None),
-    )
+    return load_model(folder, load_tokenizer(str(folder), None), dtype="float32")
 
 
 def test_the_payload_does_what_it_says(flag: Path) -> None:

@@ -34,6 +34,7 @@ from tests.serving.build import CONTRASTIVE, GREEDY, Stepped, until
 
 QUESTION = "Write a Python class Marble with the attributes colour and weight."
 EXTRA = {"alpha": 0.6, "k": 4}
+HEALTH = b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n"
 
 
 @dataclass
@@ -46,6 +47,10 @@ class Served:
 
     def post(self, path: str = "/v1/completions", **fields: Any) -> httpx.Response:
         return httpx.post(self.url + path, json=fields, timeout=30)
+
+    def connect(self) -> socket.socket:
+        """A connection to send bytes over."""
+        return socket.create_connection(("127.0.0.1", int(self.url.split(":")[-1])), timeout=30)
 
     def client(self, key: str = "none") -> openai.OpenAI:
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=30)
@@ -439,7 +444,7 @@ def test_a_caller_that_goes_away_frees_its_row(
                 with streamed(running, "a", client):
                     pass
         else:
-            with socket.create_connection(("127.0.0.1", int(running.url.split(":")[-1]))) as raw:
+            with running.connect() as raw:
                 raw.sendall(request_bytes(b'{"prompt": "a"}'))
                 until(lambda: len(running.engine._answering) == 1)
         (gone,) = running.engine._answering
@@ -456,11 +461,10 @@ def request_bytes(body: bytes, **headers: str) -> bytes:
 
 
 def test_what_is_no_http_is_answered_and_hurts_nobody(served: Served) -> None:
-    address = ("127.0.0.1", int(served.url.split(":")[-1]))
-    with socket.create_connection(address, timeout=30) as raw:
+    with served.connect() as raw:
         raw.sendall(b"\x16\x03\x01 no http\r\n\r\n")
         assert raw.recv(100).startswith(b"HTTP/1.1 400")
-    with socket.create_connection(address, timeout=30) as raw:
+    with served.connect() as raw:
         raw.sendall(request_bytes(b'{"prompt": "a"}')[:-3])
         raw.shutdown(socket.SHUT_WR)
     assert served.post(prompt="a").status_code == 200
@@ -470,8 +474,7 @@ def test_a_body_that_comes_too_slowly_is_408(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("dollyllama.serving.app.BODY_SECONDS", 0.1)
-    address = ("127.0.0.1", int(served.url.split(":")[-1]))
-    with socket.create_connection(address, timeout=30) as raw:
+    with served.connect() as raw:
         raw.sendall(request_bytes(b'{"prompt": "a"}')[:-3])
         assert raw.recv(100).startswith(b"HTTP/1.1 408")
 
@@ -480,19 +483,18 @@ def test_a_head_that_comes_too_slowly_ends_the_connection_and_a_quick_one_does_n
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("dollyllama.serving.server.HEAD_SECONDS", 0.3)
-    address = ("127.0.0.1", int(served.url.split(":")[-1]))
-    with socket.create_connection(address, timeout=30) as slow:
+    with served.connect() as slow:
         slow.sendall(b"POST /v1/comp")
         assert slow.recv(100) == b""
     # The second request of a connection is waited for no longer than the first.
-    with socket.create_connection(address, timeout=30) as twice:
-        twice.sendall(b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n")
+    with served.connect() as twice:
+        twice.sendall(HEALTH)
         assert twice.recv(1000).startswith(b"HTTP/1.1 200")
         twice.sendall(b"GET /health HTTP/1.1\r\nHost:")
         while more := twice.recv(1000):
             assert b"HTTP/1.1" not in more
     # An answer may take longer than a head.
-    with socket.create_connection(address, timeout=30) as quick:
+    with served.connect() as quick:
         body = json.dumps({"prompt": "a", "max_tokens": 200}).encode()
         quick.sendall(request_bytes(body))
         assert quick.recv(100).startswith(b"HTTP/1.1 200")
@@ -501,15 +503,14 @@ def test_a_head_that_comes_too_slowly_ends_the_connection_and_a_quick_one_does_n
 def test_a_connection_too_many_is_closed_and_the_others_stay(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    address = ("127.0.0.1", int(served.url.split(":")[-1]))
-    with socket.create_connection(address, timeout=30) as first:
-        first.sendall(b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n")
+    with served.connect() as first:
+        first.sendall(HEALTH)
         assert first.recv(1000).startswith(b"HTTP/1.1 200")
         monkeypatch.setattr("dollyllama.serving.server.MAX_CONNECTIONS", 0)
-        with socket.create_connection(address, timeout=30) as second, suppress(ConnectionError):
-            second.sendall(b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n")
+        with served.connect() as second, suppress(ConnectionError):
+            second.sendall(HEALTH)
             assert second.recv(1000) == b""
-        first.sendall(b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n")
+        first.sendall(HEALTH)
         assert first.recv(1000).startswith(b"HTTP/1.1 200")
 
 
