@@ -6,7 +6,8 @@
         --only-summary --host http://127.0.0.1:8123
 
 Every status that docs/serving.md does not name for a request fails it, and so does a stream without
-its end. What came back is counted by status at the end.
+its end. What came back is counted by status at the end, beside the memory of the server, which is
+looked at once a second where it runs on this machine.
 """
 
 from __future__ import annotations
@@ -14,12 +15,17 @@ from __future__ import annotations
 import random
 from collections import Counter
 from typing import Any
+from urllib.parse import urlsplit
 
+import gevent
+import psutil
 from locust import HttpUser, between, events, task
 
 #: What a busy server may say to a request that is in order.
 BUSY = (429, 503)
 STATUSES: Counter[tuple[str, int]] = Counter()
+#: MiB that the server held, resident.
+MEMORY: list[float] = []
 
 
 class Client(HttpUser):  # type: ignore[misc]  # locust is untyped
@@ -66,7 +72,26 @@ def judge(kind: str, reply: Any, *, allowed: tuple[int, ...]) -> None:
         reply.failure(f"status {reply.status_code}")
 
 
+@events.test_start.add_listener  # type: ignore[untyped-decorator]
+def look(environment: Any, **_: Any) -> None:
+    port = urlsplit(environment.host).port
+    for connection in psutil.net_connections("tcp"):
+        if connection.status == "LISTEN" and connection.laddr.port == port and connection.pid:
+            gevent.spawn(watch, psutil.Process(connection.pid))
+
+
+def watch(server: psutil.Process) -> None:
+    while server.is_running():
+        MEMORY.append(server.memory_info().rss / 2**20)
+        gevent.sleep(1)
+
+
 @events.quitting.add_listener  # type: ignore[untyped-decorator]
 def tell(**_: Any) -> None:
     for (kind, status), count in sorted(STATUSES.items()):
         print(f"{kind}: {count:,} times {status}")
+    if MEMORY:
+        print(
+            f"the server: {MEMORY[0]:,.0f} MiB before, {max(MEMORY):,.0f} at the most, "
+            f"{MEMORY[-1]:,.0f} at the end"
+        )
