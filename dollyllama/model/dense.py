@@ -31,7 +31,7 @@ def dense_weights(model: Any) -> Iterator[None]:
     They are kept where there is room: generation makes all weights dense for every token, which
     takes as long as the products with them. Where float32 products are as fast as others or faster
     (``products_in``), kept weights are packed in the order in which oneDNN reads them: a product of
-    few rows then takes half the time or less. Without room for them only products of many rows are
+    few rows is faster then (docs/decoding.md). Without room for them only products of many rows are
     in float32. Weights are rounded as ever, and all other products keep their bits.
     A GPU has kernels that need no dense weights. For evaluation: there is no backward pass.
     """
