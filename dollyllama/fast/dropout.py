@@ -37,5 +37,6 @@ def drop_(values: Tensor, dropped: Tensor) -> Tensor:
     """Set the elements that ``draw_dropped`` drew to zero, in place; the others are not scaled."""
     if dropped.dtype is torch.bool:
         return values.masked_fill_(dropped, 0)
-    values.view(-1).scatter_(0, dropped, 0)
+    # scatter_ copies halves to float32 and back, all of them.
+    values.view(-1).index_fill_(0, dropped, 0)
     return values
