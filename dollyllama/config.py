@@ -244,9 +244,12 @@ def _exactly_used(section: str, choice: str, values: dict[str, Any], used: set[s
 
 @dataclass(kw_only=True, slots=True)
 class Model:
+    """sharded: whether the processes of a run keep a share of the base each, not all of it."""
+
     path: str
     revision: str | None
     dtype: Dtype
+    sharded: bool
 
 
 @dataclass(kw_only=True, slots=True)
@@ -771,6 +774,17 @@ class Run:
             or self.lora.variant is not LoraVariant.dora,
             "lora=dora on quantization=int8 does not train on a CPU: use quantization=nf4_double "
             "or lora=lora",
+        )
+
+        _require(
+            not self.model.sharded or self.quantization.method is not QuantizationMethod.int8,
+            "model.sharded=true cannot part weights of quantization=int8: use "
+            "quantization=nf4_double",
+        )
+        _require(
+            not self.model.sharded or self.lora.variant in (LoraVariant.lora, LoraVariant.rslora),
+            f"lora={self.lora.variant} starts from whole weights and model.sharded=true leaves "
+            f"shares of them: use lora=lora or lora=rslora",
         )
 
     def measured(self) -> list[str]:

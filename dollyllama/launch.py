@@ -30,7 +30,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError, YAMLError  # type: ignore[import-untyped]
 
-from dollyllama import config, sweeping
+from dollyllama import config, distributed, sweeping
 from dollyllama.explain import explain, explain_option, explain_unknown_key, first_line, one_line
 from dollyllama.interrupt import end_on_sigterm
 
@@ -91,6 +91,13 @@ def main(hydra_main: Callable[[], None], *, sweeps: bool = False) -> NoReturn:
     end_on_sigterm()
     ConfigStore.instance().store(name="schema", node=config.Study if sweeps else config.Run)
     sweeps = sweeps or bool({"--multirun", "-m"} & set(sys.argv[1:]))
+    if sweeps and distributed.processes() > 1:
+        _say(
+            "a sweep starts its cells itself: start it without torchrun or accelerate launch, and "
+            "docs/launchers.md says how it uses several GPUs and machines",
+            MENDABLE,
+        )
+        sys.exit(MENDABLE)
     if _wants_tracebacks():
         _prepare_sweep(sweeps)
         hydra_main()
@@ -158,6 +165,11 @@ def task(composed: DictConfig) -> float | None:
     overrides = list(hydra_config.overrides.task)
     if hydra_config.mode is RunMode.MULTIRUN:
         return sweeping.run_job(composed, hydra_config)
+    if not distributed.is_first():
+        with suppress(OSError):  # Hydra has made a folder of its own, and the first one's counts
+            proposed.rmdir()
+        _follow()
+        return None
     with _removed_when_empty(proposed), reported_to_user():
         if composed.resume is None:
             folder, run_config = proposed, config.build(composed)
@@ -167,14 +179,32 @@ def task(composed: DictConfig) -> float | None:
             run_config = _resumed_config(folder, composed, overrides)
         if _is_finished(folder):
             print(f"{folder} is finished: there is nothing to resume")
+            with distributed.group():
+                distributed.from_first(None)
             return None
         # Not needed by --cfg, --help and most errors, which are to answer at once.
         from dollyllama import preflight
 
         preflight.check(run_config)
+        preflight.check_processes(run_config)
         preflight.check_sandbox(run_config)
-        _run(run_config, folder)
+        with distributed.group():
+            distributed.from_first((run_config, folder.resolve()))
+            _run(run_config, folder)
     return None
+
+
+def _follow() -> None:
+    """Take part in the run that the first process decides on, whose status is that of the run."""
+    with distributed.group(), reported_to_user():
+        told = distributed.from_first()
+        if told is None:
+            return
+        from dollyllama.run import follow
+        from dollyllama.training.fit import Diverged
+
+        with suppress(Diverged):
+            follow(*told)
 
 
 def _run(run_config: config.Run, folder: Path) -> None:
@@ -454,4 +484,8 @@ def _wants_tracebacks() -> bool:
 
 
 def _say(line: str, status: int) -> None:
+    if not distributed.is_first():
+        if not distributed.in_group():  # the first one read the same command, and says the same
+            return
+        line = f"process {distributed.number()}: {line}"
     print(line if status == RESUMABLE else f"error: {line}", file=sys.stderr)

@@ -12,7 +12,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from dollyllama import config, embedded
+from dollyllama import config, distributed, embedded
 from dollyllama.data.sources import locate
 from dollyllama.embedded import EMBEDDED
 from dollyllama.evaluation import sandbox
@@ -41,6 +41,28 @@ def check(run: config.Run) -> None:
         _check_targets(run, about)
     for name, source in run.data.sources.items():
         locate(name, source, root=run.data.root)
+
+
+def check_processes(run: config.Run) -> None:
+    """ValueError when the processes that share ``run`` cannot."""
+    processes = distributed.processes()
+    if processes == 1:
+        return
+    if run.trainer.accumulation % processes:
+        raise ValueError(
+            f"{processes} processes cannot share trainer.accumulation={run.trainer.accumulation} "
+            f"batches a step: set a multiple of {processes} (and a smaller trainer.batch_size for "
+            f"steps of the same size)"
+        )
+    if run.trainer.max_seconds is not None:
+        raise ValueError(
+            "trainer.max_seconds is found out by one process alone: set trainer.max_tokens"
+        )
+    if run.evaluation.merged:
+        raise ValueError(
+            "evaluation.merged=true merges in one process alone: set evaluation.merged=false, and "
+            "`python -m dollyllama evaluate RUN evaluation.merged=true` afterwards"
+        )
 
 
 def check_sandbox(run: config.Run) -> None:

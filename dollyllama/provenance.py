@@ -14,6 +14,7 @@ from typing import Any
 
 import psutil
 
+from dollyllama import distributed
 from dollyllama.files import digest
 from dollyllama.redact import redact
 
@@ -53,6 +54,7 @@ def collect(
         "started": utc_now(),
         "argv": [shorten_home(argument) for argument in redact(sys.argv)],
         "seed": seed,
+        "processes": distributed.processes(),
         "code": describe_code(),
         "packages": package_versions(),
         "python": platform.python_version(),

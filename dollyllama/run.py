@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from accelerate.utils import set_seed
 
-from dollyllama import config, embedded, preflight, provenance
+from dollyllama import config, distributed, embedded, preflight, provenance
 from dollyllama.bars import stage_bar
 from dollyllama.card import base_name, config_rows, model_card
 from dollyllama.data.prepare import EmptySide, PreparedData, prepare, write_record
@@ -42,6 +42,7 @@ from dollyllama.model.dense import dense_weights
 from dollyllama.model.load import load_base, load_merged, load_tokenizer
 from dollyllama.model.merge import Base, write_merged
 from dollyllama.model.precision import dtype_census, products_in, upcast
+from dollyllama.model.shard import shard_base
 from dollyllama.redact import redact
 from dollyllama.summary import columns, cost_rows, next_commands
 from dollyllama.tracking import Tracker, costs, open_tracker
@@ -126,10 +127,13 @@ def run(
             _check_data(data, folder)
         write_record(data, folder)
         print(f"{count_table(data.manifest)}\n")
+        distributed.meet()
 
         with _timed(result, "load"):
             model = load_model(run_config, tokenizer, device)
-        if run_config.evaluation.before and "before" not in result.metrics:
+        before = run_config.evaluation.before and "before" not in result.metrics
+        distributed.from_first(_Course(before=before, train=not earlier))
+        if before:
             with _timed(result, "evaluate_before"):
                 _evaluate(run_config, model, tokenizer, data, "before", result, folder, tracker)
 
@@ -150,10 +154,12 @@ def run(
                 expect_memory=expect_memory,
             )
             if result.status is Status.interrupted:
+                distributed.meet()
                 return result
         origin["adapter"] = provenance.describe_adapter(folder / "adapter")
         write_json(folder / "provenance.json", origin)
         _write_result(result, folder)
+        distributed.meet()
 
         with _timed(result, "evaluate_after"):
             if run_config.evaluation.merged:
@@ -166,6 +172,40 @@ def run(
         result.status = Status.finished
     print(_closing(run_config, result, folder))
     return result
+
+
+@dataclass(frozen=True, slots=True)
+class _Course:
+    """What is left of a run, as its first process tells the others."""
+
+    before: bool
+    train: bool
+
+
+def follow(run_config: config.Run, folder: Path) -> None:
+    """Take part in a run of several processes, whose first one does ``run`` and keeps the record.
+
+    folder: the first one's, on a disk that all share; nothing is written to it.
+    """
+    device = choose_device(run_config.device)
+    set_seed(run_config.seed)
+    tokenizer = load_tokenizer(run_config.model.path, run_config.model.revision)
+    distributed.meet()  # the first has prepared the data
+    data = prepare(run_config.data, tokenizer, seed=run_config.seed)
+    model = load_model(run_config, tokenizer, device)
+    course: _Course = distributed.from_first()
+    if course.before:
+        _measure_all(run_config, model, tokenizer, data)
+    if course.train:
+        model = put_adapter(run_config, model)
+        trained = _fit(run_config, model, tokenizer, data, folder, lambda *_: None)
+        distributed.meet()  # the first has written what it keeps
+        if trained.interrupted:
+            return
+    else:
+        distributed.meet()
+        model = load_adapter(model, folder / "adapter")
+    _measure_all(run_config, model, tokenizer, data)
 
 
 def restore(run_config: config.Run, folder: Path) -> tuple[Any, Any]:
@@ -265,9 +305,14 @@ def check_adapter(folder: Path) -> None:
 
 
 def choose_device(wish: config.Device) -> torch.device:
-    """CUDA where it answers, unless the config asks for a CPU."""
-    cuda = torch.cuda.is_available() and wish is not config.Device.cpu
-    return torch.device("cuda" if cuda else "cpu")
+    """CUDA where it answers, unless the config asks for a CPU; a GPU for each process of a run."""
+    if not torch.cuda.is_available() or wish is config.Device.cpu:
+        return torch.device("cpu")
+    if distributed.processes() == 1:
+        return torch.device("cuda")
+    device = torch.device("cuda", distributed.number_here())
+    torch.cuda.set_device(device)
+    return device
 
 
 def measure(
@@ -289,6 +334,7 @@ def measure(
             run_code=evaluation.run_code,
             batch_size=evaluation.batch_size,
             seed=run_config.seed,
+            in_step=run_config.model.sharded,
             progress=progress,
         )
 
@@ -325,25 +371,36 @@ def _train(
         )
     print(f"{_opening(run_config, model, data, result)}\n")
     with _timed(result, "train"):
-        result.train = fit(
-            model,
-            tokenizer,
-            data.train,
-            trainer=run_config.trainer,
-            optimizer=run_config.optimizer,
-            schedule=run_config.schedule,
-            autocast=run_config.precision.autocast,
-            seed=run_config.seed,
-            folder=folder,
-            log=tracker.log,
-            resume=(folder / "checkpoints").is_dir(),
-            evaluate=_loss_by_source(run_config, model, data.held_out),
-        )
+        result.train = _fit(run_config, model, tokenizer, data, folder, tracker.log)
     if result.train.interrupted:
         result.status = Status.interrupted
     else:
         save_adapter(model, tokenizer, folder / "adapter")
     return model
+
+
+def _fit(
+    run_config: config.Run,
+    model: Any,
+    tokenizer: Any,
+    data: PreparedData,
+    folder: Path,
+    log: Callable[[int, dict[str, float]], None],
+) -> FitResult:
+    return fit(
+        model,
+        tokenizer,
+        data.train,
+        trainer=run_config.trainer,
+        optimizer=run_config.optimizer,
+        schedule=run_config.schedule,
+        autocast=run_config.precision.autocast,
+        seed=run_config.seed,
+        folder=folder,
+        log=log,
+        resume=(folder / "checkpoints").is_dir(),
+        evaluate=_loss_by_source(run_config, model, data.held_out),
+    )
 
 
 def _take_over(trained: Path, base: Any, result: Result, folder: Path) -> Any:
@@ -425,16 +482,19 @@ def put_adapter(run_config: config.Run, base: Any) -> Any:
 
 
 def load_model(run_config: config.Run, tokenizer: Any, device: torch.device) -> Any:
-    """The base as it is trained on: quantised and upcast."""
+    """The base as it is trained on: quantised, upcast, and in shares where the config says so."""
+    sharded = run_config.model.sharded and distributed.processes() > 1
     model = load_base(
         run_config.model.path,
         run_config.model.revision,
         dtype=run_config.model.dtype,
         quantization=run_config.quantization,
-        device=device,
+        device=torch.device("cpu") if sharded else device,
         tokenizer=tokenizer,
     )
     upcast(model, run_config.precision.upcast)
+    if sharded:
+        shard_base(model, device)
     return model.eval()
 
 
@@ -453,9 +513,9 @@ def _evaluate(
     tracker: Tracker,
 ) -> None:
     """Measure the model, and put metrics and samples where they belong."""
-    if not run_config.evaluation.loss_examples and not run_config.evaluation.generate_examples:
+    measured = _measure_all(run_config, model, tokenizer, data)
+    if measured is None:
         return
-    measured = measure(run_config, model, tokenizer, data.held_out)
     result.metrics[phase] = measured.metrics
     step = result.train.steps if result.train else 0
     values = {each.name: each.value for each in measured.metrics if each.value is not None}
@@ -466,6 +526,15 @@ def _evaluate(
     if phase == "after":
         tracker.summary(values)
     _write_result(result, folder)
+
+
+def _measure_all(
+    run_config: config.Run, model: Any, tokenizer: Any, data: PreparedData
+) -> Evaluated | None:
+    """What all processes measure together; None where nothing is to be measured."""
+    if not run_config.evaluation.loss_examples and not run_config.evaluation.generate_examples:
+        return None
+    return measure(run_config, model, tokenizer, data.held_out)
 
 
 def _write_phase(path: Path, phase: str, measured: Sequence[Any]) -> list[dict[str, Any]]:
@@ -483,11 +552,17 @@ def _loss_by_source(
     """What is measured every ``trainer.eval_steps``; None when nothing is."""
     if run_config.trainer.eval_steps is None:
         return None
-    examples = select(held_out, run_config.evaluation.loss_examples)
+    chosen = select(held_out, run_config.evaluation.loss_examples)
+    examples = [each for each in chosen if each.supervised]
 
     def evaluate_loss(step: int) -> dict[str, float]:
+        size = run_config.evaluation.batch_size
         with dense_weights(model):
-            losses = held_out_loss(model, examples, batch_size=run_config.evaluation.batch_size)
+            losses = distributed.shared_out(
+                examples,
+                lambda share: held_out_loss(model, share, batch_size=size),
+                in_step=run_config.model.sharded,
+            )
         return {each.name: each.value for each in average_losses(losses)}
 
     return evaluate_loss

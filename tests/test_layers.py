@@ -12,7 +12,8 @@ PACKAGE = Path(__file__).parents[1] / "dollyllama"
 #: From the bottom up. A module, or all of a package below its own entry; what stands in one line
 #: may import each other.
 LAYERS = [
-    ["device", "files", "interrupt", "orphans", "bars", "redact", "explain", "webpage", "embedded"],
+    ["device", "distributed", "files", "interrupt", "orphans", "redact", "explain", "webpage"],
+    ["embedded", "bars"],
     ["config", "hub", "provenance"],
     ["data.example", "data.prompt", "data.split"],
     [

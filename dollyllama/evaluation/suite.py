@@ -11,9 +11,10 @@ from typing import Any
 
 from dollyllama.config import PASS_AT, SCORES, Decoding, Grader, PromptFormat
 from dollyllama.data.example import Example
-from dollyllama.data.prompt import build_prompt, text_of
+from dollyllama.data.prompt import Stretches, build_prompt, text_of
 from dollyllama.data.tokens import EncodedExample
 from dollyllama.decoding.generate import Completion, StoppedBy, generate
+from dollyllama.distributed import shared_out
 from dollyllama.evaluation import code, maths, sql, text
 from dollyllama.evaluation.loss import ExampleLoss, average_losses, held_out_loss
 from dollyllama.evaluation.metric import Metric, mean_metric
@@ -74,6 +75,7 @@ def evaluate(
     run_code: bool,
     batch_size: int,
     seed: int,
+    in_step: bool = False,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Evaluated:
     """Measure a model on held-out examples, source by source in the order of their names.
@@ -81,46 +83,54 @@ def evaluate(
     graders: one for each source. prompt: the format trained on. loss_examples, generate_examples:
     how many of each source, 0 for none; see ``select``. answers: how many are drawn to one
     question. run_code: run answers in Python against the tests of their examples (``code.grade``).
-    progress: called with "loss", "answers" or "grading", the number done and the total. ValueError
-    and OSError where the sandbox cannot be had.
+    progress: called with "loss", "answers" or "grading", the number done and the total. Processes
+    of one run share the work, and all return the whole; ``in_step`` each does all of it, which a
+    base in shares needs. ValueError and OSError where the sandbox
+    cannot be had.
     """
 
     def report(what: str, total: int) -> Callable[[int], None] | None:
         return None if progress is None else lambda done: progress(what, done, total)
 
-    measured = select(held_out, loss_examples)
-    losses = held_out_loss(
-        model,
-        measured,
-        batch_size=batch_size,
-        progress=report("loss", len(measured)),
-    )
+    measured = [each for each in select(held_out, loss_examples) if each.supervised]
+
+    def losses_of(examples: Sequence[EncodedExample]) -> list[ExampleLoss]:
+        progress = report("loss", len(examples))
+        return held_out_loss(model, examples, batch_size=batch_size, progress=progress)
+
+    losses = shared_out(measured, losses_of, in_step=in_step)
     examples = [
         encoded.example for encoded in select(held_out, generate_examples) for _ in range(answers)
     ]
     prompts = [build_prompt(example, prompt, tokenizer) for example in examples]
-    completions = generate(
-        model,
-        tokenizer,
-        prompts,
-        decoding,
-        batch_size=batch_size,
-        seed=seed,
-        progress=report("answers", len(prompts)),
-    )
-    grading = report("grading", len(prompts))
-    samples: list[Sample] = []
 
     def graded(example: Example, asked: str, completion: Completion) -> Sample:
         return grade(example, asked, completion, graders[example.source], run_code=run_code)
 
-    with ThreadPoolExecutor(_PROGRAMS) as threads:
-        # The other graders are Python's own work, which threads would not hasten.
-        in_order = threads.map if run_code else map
-        for sample in in_order(graded, examples, map(text_of, prompts), completions):
-            samples.append(sample)
-            if grading is not None:
-                grading(len(samples))
+    def samples_of(asked: Sequence[tuple[Example, Stretches]]) -> list[Sample]:
+        examples, prompts = [each for each, _ in asked], [each for _, each in asked]
+        completions = generate(
+            model,
+            tokenizer,
+            prompts,
+            decoding,
+            batch_size=batch_size,
+            seed=seed,
+            progress=report("answers", len(prompts)),
+        )
+        grading = report("grading", len(prompts))
+        made: list[Sample] = []
+        with ThreadPoolExecutor(_PROGRAMS) as threads:
+            # The other graders are Python's own work, which threads would not hasten.
+            in_order = threads.map if run_code else map
+            for sample in in_order(graded, examples, map(text_of, prompts), completions):
+                made.append(sample)
+                if grading is not None:
+                    grading(len(made))
+        return made
+
+    asked = list(zip(examples, prompts, strict=True))
+    samples = shared_out(asked, samples_of, in_step=in_step)
     scores = average(samples)
     metrics = [*average_losses(losses), *overall_score(scores, graders), *scores]
     # A stable sort: within a source the loss first, then the scores in the grader's order.

@@ -52,7 +52,8 @@ def dense_weights(model: Any) -> Iterator[None]:
 def dense_weight(layer: Any, dtype: torch.dtype) -> Tensor:
     """A frozen linear layer's weight (out, in): of 4 bits, what bitsandbytes multiplies by."""
     weight: Any = layer.weight
-    state = getattr(weight, "quant_state", None)
+    # A weight that was gathered from shares has none, its layer does.
+    state = getattr(weight, "quant_state", None) or getattr(layer, "quant_state", None)
     if state is not None:
         from bitsandbytes.functional import dequantize_4bit
 

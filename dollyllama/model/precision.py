@@ -57,20 +57,17 @@ def dtype_census(model: Any) -> dict[str, dict[str, dict[str, int]]]:
 
 def count_elements(parameter: Any) -> int:
     """How many numbers a parameter holds; of a 4-bit one the numbers, not its packed bytes."""
-    if type(parameter).__name__ == "Params4bit":
-        return int(parameter.quant_state.shape.numel())
-    return int(parameter.numel())
+    state = getattr(parameter, "quant_state", None)
+    return int((parameter if state is None else state.shape).numel())
 
 
 def quantised_as(parameter: Any) -> str | None:
     """nf4, fp4 or int8, or None for a parameter that is not quantised."""
-    match type(parameter).__name__:
-        case "Params4bit":
-            return str(parameter.quant_type)
-        case "Int8Params":
-            return "int8"
-        case _:
-            return None
+    if type(parameter).__name__ == "Int8Params":
+        return "int8"
+    # A share of a 4-bit weight (``shard_base``) is of another class, with the same attributes.
+    kind = getattr(parameter, "quant_type", None)
+    return None if kind is None else str(kind)
 
 
 def products_in(dtype: torch.dtype, device: torch.device) -> torch.dtype:

@@ -35,6 +35,14 @@ class Plan:
         """How many epochs are done after ``step`` steps."""
         return sum(map(len, self._of_steps(1, step))) / self.rows
 
+    def dealt(self, done: int, processes: int) -> list[Batch]:
+        """The micro-batches after ``done`` steps, dealt to so many processes in turn.
+
+        Each gets as many; in the last step some may get one without rows.
+        """
+        left = self.batches[done * self.accumulation :]
+        return left + [[] for _ in range(-len(left) % processes)]
+
     def _of_steps(self, first: int, last: int) -> list[Batch]:
         return self.batches[(first - 1) * self.accumulation : last * self.accumulation]
 

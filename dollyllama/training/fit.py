@@ -2,14 +2,15 @@
 
 Trainer gets the micro-batches of the whole run as one epoch, decided beforehand, and runs its loop
 over them; ``loop`` does what is due after a step. A resumed run is the same loop over the
-micro-batches that are left, from restored weights, optimizer, schedule and random state.
+micro-batches that are left, from restored weights, optimizer and schedule. The processes of one run
+share the micro-batches of each step: with more of them it is the same run, and faster.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,14 @@ import torch
 from torch.utils.data import Dataset
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
-from dollyllama import config
+from dollyllama import config, distributed
 from dollyllama.data.batches import Batch, collate_packed, collate_padded
 from dollyllama.data.store import lengths_of
 from dollyllama.data.tokens import EncodedExample
 from dollyllama.fast.attach import fast_path
 from dollyllama.interrupt import interruptible
 from dollyllama.model.attention import row_attention
+from dollyllama.model.shard import shares
 from dollyllama.training.budget import make_plan
 from dollyllama.training.loop import Diverged, Log, Loop
 from dollyllama.training.loss import supervision
@@ -83,7 +85,7 @@ def fit(
     SIGINT or SIGTERM ends training after the step, with a checkpoint and ``interrupted`` set.
     Raises Diverged when the loss becomes NaN or infinite, after logging it (on a GPU, which is not
     waited for at every step, with the next line that is due). ValueError for what settings or
-    folder make impossible.
+    folder make impossible, ConnectionError when another process of the run is gone.
     """
     if trainer.max_seconds is not None:
 
@@ -126,11 +128,12 @@ def fit(
         settings={key: config.fingerprint(value) for key, value in settings.items()},
         log=log,
         evaluate=evaluate,
+        seed=seed,
     )
     loop.begin(resume=resume)
     if loop.step < plan.steps:
         collate = _collator(trainer.batching, tokenizer.pad_token_id)
-        left = plan.batches[loop.step * plan.accumulation :]
+        left = plan.dealt(loop.step, distributed.processes())
         arguments = _arguments(
             trainer,
             steps=plan.steps - loop.step,
@@ -158,9 +161,12 @@ def fit(
             )
             hf_trainer.remove_callback(PrinterCallback)
             during.callback(_drop_autocast, model)
+            if own := shares(model):
+                hf_trainer.model_wrapped = _without_shares(hf_trainer, model, own)
             during.callback(loop.close)
             try:
-                hf_trainer.train()
+                with distributed.told_of_the_dead():
+                    hf_trainer.train()
                 loop.end()
             except Diverged as error:
                 error.result = _result(loop, device)
@@ -208,7 +214,7 @@ def _arguments(
         output_dir=str(folder),
         max_steps=steps,
         per_device_train_batch_size=1,  # an item of the data set is a batch already
-        gradient_accumulation_steps=trainer.accumulation,
+        gradient_accumulation_steps=trainer.accumulation // distributed.processes(),
         train_sampling_strategy="sequential",
         max_grad_norm=trainer.max_grad_norm or 0.0,
         activation_checkpointing=trainer.activation_checkpointing,
@@ -225,6 +231,7 @@ def _arguments(
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_pin_memory=device.type == "cuda",
+        ddp_find_unused_parameters=False,
     )
     # With several GPUs in sight Trainer would split batches over them; the model is on one.
     arguments._n_gpu = min(arguments.n_gpu, 1)
@@ -264,9 +271,24 @@ class _Batches(Dataset[dict[str, Any]]):
 
     def __getitem__(self, number: int) -> dict[str, Any]:
         rows = [self._rows[row] for row in self._batches[number]]
+        if not rows:  # one for a process that would else be missed where all add up gradients
+            rows = [replace(self._rows[0], spans=())]
         batch = self._collate(rows)
         places = supervision(rows, batch["labels"], self._sources)
         return {**batch, **places, "use_cache": False}
+
+
+def _without_shares(trainer: Trainer, model: Any, shares: Sequence[str]) -> Any:
+    """The model in torch's data parallelism, which is to leave shares of the base alone.
+
+    accelerate refuses a model with shares, so what it would do is done here.
+    """
+    parallel = torch.nn.parallel.DistributedDataParallel
+    parallel._set_params_and_buffers_to_ignore_for_model(model, shares)  # type: ignore[no-untyped-call]
+    prepared = trainer.accelerator.prepare_model(
+        model, device_placement=False, evaluation_mode=True
+    )
+    return parallel(prepared)
 
 
 def _drop_autocast(model: Any) -> None:

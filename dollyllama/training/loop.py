@@ -13,20 +13,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainerCallback
 
-from dollyllama import config
+from dollyllama import config, distributed
 from dollyllama.data.store import lengths_of, sources_of
 from dollyllama.data.tokens import EncodedExample
 from dollyllama.training.budget import Plan
 from dollyllama.training.checkpoints import (
     list_checkpoints,
     load_newest,
-    random_state,
-    restore_random_state,
     save_checkpoint,
 )
 from dollyllama.training.loss import SupervisedLoss
@@ -67,6 +66,7 @@ class Loop(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
         settings: dict[str, str],
         log: Log,
         evaluate: Callable[[int], dict[str, float]] | None,
+        seed: int,
     ) -> None:
         self.sources = sorted(set(sources_of(rows)))
         self.loss = SupervisedLoss(self.sources, model.device)
@@ -86,9 +86,10 @@ class Loop(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
         self._settings = settings
         self._log = log
         self._evaluate = evaluate
+        self._seed = seed
+        self._batch = 0  # of this process's in the step
         self._since = 0  # the step of the line logged last
         self._logged_seconds = 0.0
-        self._random_state: dict[str, torch.Tensor] | None = None
         self._watch = Stopwatch()
         self._attention = model.config._attn_implementation
         self._profiler: StepProfiler | None = None
@@ -97,13 +98,17 @@ class Loop(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
     def begin(self, *, resume: bool) -> None:
         """Restore the newest checkpoint, or see that there is none to be overwritten."""
         folder = self._folder / "checkpoints"
-        if not resume:
-            if list_checkpoints(folder):
+        found = None
+        if distributed.is_first():
+            if resume:
+                found = load_newest(folder)
+            elif list_checkpoints(folder):
                 raise ValueError(
                     f"{folder} holds checkpoints of an earlier run: resume it with "
                     f"resume={self._folder}, or remove them to start anew"
                 )
-        elif (found := load_newest(folder)) is not None:
+        found = distributed.from_first(found)
+        if found is not None:
             self._restore(*found)
 
     @property
@@ -118,7 +123,7 @@ class Loop(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
 
     def end(self) -> None:
         """Serve a request to stop that came after the last step: what follows training is long."""
-        if self.stop_requested() and not self.interrupted:
+        if any(distributed.from_all(self.stop_requested())) and not self.interrupted:
             self.interrupted = True
             self._save()
 
@@ -129,7 +134,7 @@ class Loop(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
     # What Trainer calls, in the order of its loop.
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
-        if self._trainer.profile:
+        if self._trainer.profile and distributed.is_first():
             self._profiler = StepProfiler(
                 self._folder,
                 steps=self._plan.steps,
@@ -143,22 +148,26 @@ class Loop(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
         self._logged_seconds = self.seconds
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
-        if self._random_state is not None:
-            # Here and not earlier, because making the data loader's iterator draws a number.
-            restore_random_state(self._random_state)
-            self._random_state = None
+        self._batch = 0
+        self._begin_batch()
         if self._profiler is not None:
             self._profiler.before(self.step + 1)
+
+    def on_substep_end(self, *_: Any, **__: Any) -> None:
+        self._batch += 1
+        self._begin_batch()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.step += 1
         self._bar.update()
         last = self.step == self._plan.steps
-        self.interrupted = self.stop_requested()
-        if self._profiler is not None:
-            self._profiler.after(self.step, stopping=last or self.interrupted)
         # On a GPU a look at the loss waits for it, so there it is taken only with a line to log.
         finite = self._model.device.type == "cuda" or self._loss_is_finite()
+        told = distributed.from_all((self.stop_requested(), finite))
+        self.interrupted = any(stop for stop, _ in told)
+        finite = all(fine for _, fine in told)
+        if self._profiler is not None:
+            self._profiler.after(self.step, stopping=last or self.interrupted)
         if last or self.interrupted or not finite or self.step % self._trainer.logging_steps == 0:
             control.should_log = True  # Trainer then calls on_log, with the gradient's norm
         else:
@@ -201,7 +210,7 @@ class Loop(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
         self.seconds = self._watch.seconds
 
     def _line(self, logs: dict[str, Any]) -> dict[str, float]:
-        sums = self.loss.drain()
+        sums = self._of_all(self.loss.drain())
         counts = self._supervised(self._since + 1, self.step)
         seconds = self._watch.seconds
         values = {
@@ -218,6 +227,21 @@ class Loop(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
                 values[f"train/loss/{source}"] = total / counts[source]
         self._since, self._logged_seconds = self.step, seconds
         return values
+
+    def _begin_batch(self) -> None:
+        """Draw what a micro-batch drops out from its number in the run alone.
+
+        So it is the same whoever computes it, in a run that goes on and between processes.
+        """
+        number = self.step * self._plan.accumulation + distributed.number()
+        number += self._batch * distributed.processes()
+        state = np.random.SeedSequence([self._seed, number]).generate_state(1, np.uint64)
+        torch.manual_seed(int(state[0]))
+
+    @staticmethod
+    def _of_all(sums: Sequence[float]) -> list[float]:
+        """Losses by source, over the micro-batches of all processes."""
+        return [math.fsum(each) for each in zip(*distributed.from_all(sums), strict=True)]
 
     def _loss_is_finite(self) -> bool:
         return bool(self.loss.sums.isfinite().all())
@@ -244,21 +268,22 @@ class Loop(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
 
     @contextmanager
     def _outside_training(self) -> Iterator[None]:
-        """The model as it is outside of ``fit``; random numbers drawn meanwhile are given back."""
+        """The model as it is outside of ``fit``."""
         autocast_forward = self._model.__dict__.pop("forward", None)
         attention = self._model.config._attn_implementation
         self._model.set_attn_implementation(self._attention)
-        before = random_state()
         try:
             yield
         finally:
-            restore_random_state(before)
             self._model.set_attn_implementation(attention)
             if autocast_forward is not None:
                 self._model.forward = autocast_forward
 
     def _save(self) -> None:
-        self._require_finite("train/loss", float(self.loss.sums.sum()))
+        sums = torch.tensor(self._of_all(self.loss.sums.tolist()))
+        self._require_finite("train/loss", float(sums.sum()))
+        if not distributed.is_first():
+            return
         trainable = {
             name: parameter.detach()
             for name, parameter in self._model.named_parameters()
@@ -268,13 +293,12 @@ class Loop(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
             "settings": self._settings,
             "step": self.step,
             "since": self._since,
-            "sums": self.loss.sums,
+            "sums": sums,
             "loss": self.last_loss,
             "seconds": self.seconds,
             "trainable": trainable,
             "optimizer": self._optimizer.state_dict(),
             "schedule": self._schedule.state_dict(),
-            "random": random_state(),
         }
         keep = self._trainer.keep_checkpoints or 1
         save_checkpoint(self._folder / "checkpoints", self.step, state, keep=keep)
@@ -302,9 +326,9 @@ class Loop(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
                     parameter.copy_(state["trainable"][name])
         self._optimizer.load_state_dict(state["optimizer"])
         self._schedule.load_state_dict(state["schedule"])
-        self.loss.sums.copy_(state["sums"])
+        if distributed.is_first():
+            self.loss.sums.copy_(state["sums"])
         self.step = state["step"]
         self._since = state["since"]
         self.last_loss = state["loss"]
         self.seconds = state["seconds"]
-        self._random_state = state["random"]

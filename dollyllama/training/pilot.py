@@ -14,7 +14,6 @@ import torch
 
 from dollyllama import config
 from dollyllama.files import write_json
-from dollyllama.training.checkpoints import random_state, restore_random_state
 from dollyllama.training.loop import Log
 
 BUDGET_FILE = "budget.json"
@@ -31,7 +30,7 @@ def within_seconds(
     """Turn ``max_seconds`` into the ``max_tokens`` that a pilot of some steps says fit into it.
 
     What the pilot found is kept in ``folder``, so that a resumed run has the same budget; it leaves
-    no other trace: weights and random numbers are given back. train: trains for the given settings
+    no other trace: weights are given back. train: trains for the given settings
     in the given folder, and logs. KeyboardInterrupt when it is asked to stop: speeds of a part of
     the pilot are no measurement.
     """
@@ -59,7 +58,6 @@ def _speeds(
         for name, parameter in model.named_parameters()
         if parameter.requires_grad
     }
-    before = random_state()
     settings = replace(
         trainer,
         max_seconds=None,
@@ -84,5 +82,4 @@ def _speeds(
             if parameter.requires_grad:
                 parameter.copy_(weights[name])
                 parameter.grad = None
-    restore_random_state(before)
     return speeds

@@ -12,11 +12,13 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from dollyllama.bars import hidden
+
 
 def open_bar(*, steps: int, done: int) -> Any:
     """A bar of steps with the time left on the terminal; nothing where stderr is none."""
     return tqdm(
-        total=steps, initial=done, desc="training", unit="step", disable=None, file=sys.stderr
+        total=steps, initial=done, desc="training", unit="step", disable=hidden(), file=sys.stderr
     )
 
 

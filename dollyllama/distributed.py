@@ -1,0 +1,140 @@
+"""One run in several processes, as ``torchrun`` and ``accelerate launch`` start them.
+
+The first process tells the story and keeps the record; the others train, and answer questions, with
+it. What only the first knows it tells them, and all agree before any of them does what the others
+must do too. In a process of its own every function here answers at once, and torch is not imported.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+#: How long the others wait for the first to prepare data or for one another. A process that is gone
+#: is noticed at once: its connections close, and its launcher ends the others.
+_PATIENCE = timedelta(hours=12)
+
+#: What torch's messages have in common when a process does not answer any more.
+_GONE = re.compile(r"gloo|NCCL|[Cc]onnection (closed|reset|refused)|Broken pipe")
+
+_Item = TypeVar("_Item")
+_Made = TypeVar("_Made")
+
+
+def processes() -> int:
+    """How many processes share the run, by what their launcher left in the environment."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def number() -> int:
+    """Which of them this is, from 0."""
+    return int(os.environ.get("RANK", "0")) if processes() > 1 else 0
+
+
+def number_here() -> int:
+    """Which of those on this machine this is, from 0: that of its GPU."""
+    return int(os.environ.get("LOCAL_RANK", "0")) if processes() > 1 else 0
+
+
+def is_first() -> bool:
+    return number() == 0
+
+
+@contextmanager
+def group() -> Iterator[None]:
+    """Join the other processes, and leave them at the end.
+
+    A process other than the first has nothing to put in order, so until training asks otherwise
+    signals end it at once, also while it waits for the others.
+    """
+    if processes() == 1:
+        yield
+        return
+    import torch
+    from torch import distributed
+
+    if not is_first():
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, signal.SIG_DFL)
+    # Gloo tells what lies in main memory, under NCCL too: no GPU waits for it.
+    cuda = torch.cuda.is_available()
+    distributed.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=_PATIENCE)
+    try:
+        yield
+    finally:
+        distributed.destroy_process_group()
+
+
+def in_group() -> bool:
+    """Whether this process has joined others."""
+    if processes() == 1:
+        return False
+    from torch import distributed
+
+    return distributed.is_initialized()
+
+
+@contextmanager
+def told_of_the_dead() -> Iterator[None]:
+    """ConnectionError in one line in place of what torch raises when another process is gone."""
+    try:
+        yield
+    except RuntimeError as error:
+        if processes() == 1 or not _GONE.search(str(error)):
+            raise
+        raise ConnectionError(
+            "another process of this run is gone; its last lines say why"
+        ) from error
+
+
+def from_first(value: Any = None) -> Any:
+    """What the first process calls this with, in all of them: the others wait for it."""
+    if processes() == 1:
+        return value
+    from torch import distributed
+
+    told = [value]
+    with told_of_the_dead():
+        distributed.broadcast_object_list(told, src=0)
+    return told[0]
+
+
+def meet() -> None:
+    """Wait until all processes are here."""
+    from_all(None)
+
+
+def from_all(value: Any) -> list[Any]:
+    """What each process calls this with, in their order."""
+    if processes() == 1:
+        return [value]
+    from torch import distributed
+
+    told: list[Any] = [None] * processes()
+    with told_of_the_dead():
+        distributed.all_gather_object(told, value)
+    return told
+
+
+def shared_out(
+    items: Sequence[_Item],
+    work: Callable[[Sequence[_Item]], Sequence[_Made]],
+    *,
+    in_step: bool = False,
+) -> list[_Made]:
+    """Let each process do ``work`` on its share of ``items``; all get what all made, in order.
+
+    work: makes one thing of each item. in_step: each does all of it, because what ``work`` calls
+    needs all processes at once.
+    """
+    if processes() == 1 or in_step:
+        return list(work(items))
+    made: list[Any] = [None] * len(items)
+    for first, share in enumerate(from_all(work(items[number() :: processes()]))):
+        made[first :: processes()] = share
+    return made

@@ -1,0 +1,290 @@
+"""A run in several processes is the run of one: its losses, its adapter, its record."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dollyllama import distributed, launch, preflight
+from dollyllama.files import read_json_lines
+from dollyllama.training.budget import Plan
+from dollyllama.training.checkpoints import list_checkpoints
+
+ROOT = Path(__file__).parents[1]
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
+ACCELERATE = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes")
+#: Seven micro-batches an epoch: the last of the seven steps has one for two processes.
+SHARED = (
+    *("tracking=files", "device=cpu", "data.max_rows=28", "data.held_out=0.02"),
+    *("trainer=smoke", "trainer.max_steps=null", "trainer.epochs=1.85"),
+    *("trainer.batching=padded", "trainer.batch_size=4", "trainer.accumulation=2"),
+    *("trainer.logging_steps=3", "trainer.eval_steps=3"),
+    *("trainer.checkpoint_steps=2", "trainer.keep_checkpoints=2"),
+    *("lora.dropout=0.1", "evaluation.loss_examples=3", "evaluation.generate_examples=2"),
+    "decoding.max_new_tokens=8",
+)
+
+
+def start(
+    folder: Path, *overrides: str, processes: int = 1, launcher: tuple[str, ...] = TORCHRUN
+) -> subprocess.Popen[bytes]:
+    """``python train.py`` in so many processes of one thread each."""
+    several = (*launcher, str(processes)) if processes > 1 else ()
+    command = [sys.executable, *several, str(ROOT / "train.py"), *SHARED, *overrides]
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "DOLLYLLAMA_CACHE": str(folder.parent / "cache"),
+    }
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with (folder.parent / f"{folder.name}.txt").open("ab") as log:
+        return subprocess.Popen(
+            [*command, f"hydra.run.dir={folder}"],
+            cwd=folder.parent,
+            env=environment,
+            stdout=log,
+            stderr=log,
+        )
+
+
+def said(folder: Path) -> str:
+    return (folder.parent / f"{folder.name}.txt").read_text(encoding="utf-8")
+
+
+def finish(folder: Path, *overrides: str, **how: Any) -> Path:
+    assert start(folder, *overrides, **how).wait() == 0, said(folder)
+    return folder
+
+
+def read(folder: Path) -> dict[str, Any]:
+    return dict(json.loads((folder / "result.json").read_text(encoding="utf-8")))
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """Losses and adapter are equal but for the order of sums."""
+    theirs = load_file(other / "adapter" / "adapter_model.safetensors")
+    for name, tensor in load_file(one / "adapter" / "adapter_model.safetensors").items():
+        torch.testing.assert_close(theirs[name], tensor, rtol=1e-4, atol=1e-6)
+    lines = [read_json_lines(folder / "metrics.jsonl") for folder in (one, other)]
+    for mine, their in zip(*lines, strict=True):
+        assert mine.keys() == their.keys()
+        names = [name for name in mine if name.startswith(("train/loss", "loss", "train/grad"))]
+        assert [their[name] for name in names] == pytest.approx(
+            [mine[name] for name in names], rel=1e-4
+        )
+    results = [read(folder) for folder in (one, other)]
+    for key in ("steps", "tokens", "supervised_tokens"):
+        assert results[0]["train"][key] == results[1]["train"][key]
+    counts = [
+        {each["name"]: each["n"] for each in result["metrics"]["after"]} for result in results
+    ]
+    assert counts[0] == counts[1]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return finish(tmp_path_factory.mktemp("alone") / "run")
+
+
+def wait_for_checkpoint(folder: Path, run: subprocess.Popen[bytes]) -> None:
+    while not list_checkpoints(folder / "checkpoints"):
+        assert run.poll() is None, said(folder)
+        time.sleep(0.05)
+
+
+def workers(run: subprocess.Popen[bytes]) -> dict[str, psutil.Process]:
+    """The processes of a run by their number."""
+    return {
+        each.environ()["RANK"]: each
+        for each in psutil.Process(run.pid).children(recursive=True)
+        if "RANK" in each.environ()
+    }
+
+
+def test_two_processes_make_the_run_of_one(alone: Path, tmp_path: Path) -> None:
+    folder = finish(tmp_path / "run", processes=2)
+    assert_same_run(alone, folder)
+    provenance = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
+    assert provenance["processes"] == 2
+    # The second process leaves nothing: no folder, no file, no line.
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["cache", "run", "run.txt"]
+    files = [sorted(each.name for each in run.iterdir()) for run in (alone, folder)]
+    assert files[0] == files[1]
+    assert said(folder).count("base model") == 1
+    assert "Warning" not in said(folder)
+
+
+def test_a_process_that_dies_ends_the_others_and_one_goes_on(alone: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    run = start(folder, processes=2)
+    wait_for_checkpoint(folder, run)
+    mine = workers(run)
+    mine["1"].kill()
+    assert psutil.wait_procs(mine.values(), timeout=60)[1] == []
+    assert run.wait(timeout=60) != 0
+    assert "another process of this run is gone" in said(folder)
+    assert "goes on" in said(folder)
+    assert read(folder)["status"] == "failed"
+    assert_same_run(alone, finish(folder, processes=1))
+
+
+@pytest.mark.slow
+def test_sigterm_stops_all_after_one_step_and_two_go_on(alone: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    run = start(folder, processes=2)
+    wait_for_checkpoint(folder, run)
+    run.send_signal(signal.SIGTERM)
+    assert run.wait(timeout=60) != 0
+    assert read(folder)["status"] == "interrupted", said(folder)
+    assert_same_run(alone, finish(folder, processes=2))
+
+
+@pytest.mark.slow
+def test_one_begins_and_accelerate_goes_on_with_two(alone: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    run = start(folder, processes=1)
+    wait_for_checkpoint(folder, run)
+    run.kill()
+    run.wait()
+    assert_same_run(alone, finish(folder, processes=2, launcher=ACCELERATE))
+
+
+#: The bytes of a base's 4-bit weights on this process, before and after they are shared.
+_SHARES = """
+import torch
+from dollyllama import distributed, launch
+from dollyllama.model.load import load_tokenizer
+from dollyllama.model.shard import shares
+from dollyllama.run import load_model
+
+def held(config):
+    model = load_model(config, tokenizer, torch.device("cpu"))
+    own = set(shares(model))
+    return len(own), sum(
+        (each.to_local() if name in own else each).nbytes
+        for name, each in model.named_parameters()
+        if hasattr(each, "quant_state")
+    )
+
+config = launch.compose_run(["device=cpu"])
+tokenizer = load_tokenizer(config.model.path, None)
+with distributed.group():
+    whole = held(config)
+    config.model.sharded = True
+    told = distributed.from_all((whole, held(config)))
+    if distributed.is_first():
+        print(told)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["nf4_double", "none"])
+def test_a_base_in_shares_makes_the_same_run(method: str, tmp_path: Path) -> None:
+    alone = finish(tmp_path / "alone" / "run", f"quantization={method}")
+    folder = finish(
+        tmp_path / "shared" / "run",
+        f"quantization={method}",
+        "model.sharded=true",
+        "trainer.activation_checkpointing=true",
+        processes=2,
+    )
+    assert_same_run(alone, folder)
+
+
+@pytest.mark.slow
+def test_each_process_holds_half_of_a_base_in_shares(tmp_path: Path) -> None:
+    script = tmp_path / "shares.py"
+    script.write_text(_SHARES, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, *TORCHRUN, "2", str(script)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    (none, whole), (some, share) = (first := ast.literal_eval(done.stdout))[0]
+    assert first[1] == first[0]
+    assert none == 0
+    assert some == 42  # seven linear layers in each of six decoder layers
+    assert share == whole / 2
+
+
+@pytest.mark.parametrize(
+    ("override", "wanted"),
+    [("quantization=int8", "cannot part weights"), ("lora=dora", "use lora=lora")],
+)
+def test_what_cannot_be_shared_is_refused(override: str, wanted: str) -> None:
+    with pytest.raises(ValueError, match=wanted):
+        launch.compose_run(["model.sharded=true", override])
+
+
+def test_the_last_step_is_dealt_whole() -> None:
+    plan = Plan([[0], [1], [2], [3], [4]], accumulation=4, rows=5)
+    assert plan.dealt(0, 2) == [[0], [1], [2], [3], [4], []]
+    assert plan.dealt(1, 4) == [[4], [], [], []]
+    assert plan.dealt(0, 1) == [[0], [1], [2], [3], [4]]
+
+
+def test_work_is_shared_out_and_comes_back_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    def double(items: Any) -> list[int]:
+        return [2 * each for each in items]
+
+    assert distributed.shared_out([1, 2, 3], double) == [2, 4, 6]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    asked: list[list[int]] = []
+
+    def gather(share: list[int]) -> list[list[int]]:
+        asked.append(share)
+        return [[2, 6, 10], share]
+
+    monkeypatch.setattr(distributed, "from_all", gather)
+    assert distributed.shared_out([1, 2, 3, 4, 5], double) == [2, 4, 6, 8, 10]
+    assert asked == [[4, 8]]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "wanted"),
+    [
+        (["trainer.accumulation=3"], "2 processes cannot share trainer.accumulation=3"),
+        (["trainer.accumulation=2", "evaluation.merged=true"], "evaluation.merged=false"),
+        (
+            ["trainer.accumulation=2", "trainer.epochs=null", "trainer.max_seconds=9"],
+            "set trainer.max_tokens",
+        ),
+    ],
+)
+def test_what_processes_cannot_share_is_refused(
+    overrides: list[str], wanted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = launch.compose_run(["trainer=quick", "trainer.max_steps=null", *overrides])
+    preflight.check_processes(run)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match=wanted):
+        preflight.check_processes(run)
+
+
+def test_a_sweep_is_not_started_by_torchrun(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "sweep.py"), "--dry-run"],
+        cwd=tmp_path,
+        env={**os.environ, "WORLD_SIZE": "2", "RANK": "0"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: a sweep starts its cells itself")
+    assert done.stderr.count("\n") == 1
