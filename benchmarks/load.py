@@ -199,6 +199,7 @@ def load_ours(base: Path) -> Any:
     return load_base(
         str(base),
         None,
+        pickled_weights=False,
         dtype=config.Dtype.bfloat16,
         quantization=NF4,
         device=torch.device("cpu"),

@@ -79,6 +79,7 @@ def peft_on_float16(run_config: config.Run, run: Path, tokenizer: Any) -> Any:
     base = load_base(
         run_config.model.path,
         run_config.model.revision,
+        pickled_weights=run_config.model.pickled_weights,
         dtype=config.Dtype.float16,
         quantization=UNQUANTISED,
         device=choose_device(run_config.device),

@@ -433,6 +433,7 @@ def fresh_model(tokenizer: Any, arguments: argparse.Namespace, *, bfloat16: bool
     model = load_base(
         arguments.model,
         None,
+        pickled_weights=False,
         dtype=config.Dtype.bfloat16,
         quantization=config.Quantization(
             method=config.QuantizationMethod.nf4,

@@ -244,10 +244,15 @@ def _exactly_used(section: str, choice: str, values: dict[str, Any], used: set[s
 
 @dataclass(kw_only=True, slots=True)
 class Model:
-    """sharded: whether the processes of a run keep a share of the base each, not all of it."""
+    """The base model.
+
+    pickled_weights: whether weights in pickles may be read, tensors alone, where the model has no
+    safetensors. sharded: whether the processes of a run keep a share of the base each, not all.
+    """
 
     path: str
     revision: str | None
+    pickled_weights: bool
     dtype: Dtype
     sharded: bool
 

@@ -16,6 +16,7 @@ from dollyllama import config, distributed, embedded
 from dollyllama.data.sources import locate
 from dollyllama.embedded import EMBEDDED
 from dollyllama.evaluation import sandbox
+from dollyllama.weights import check_weights
 
 #: The linear layers of a decoder block of the Llama family, and the head.
 LLAMA_LINEARS = (
@@ -37,6 +38,8 @@ def check(run: config.Run) -> None:
     folder = model_folder(run.model.path, run.model.revision)
     if folder is not None:
         about = _read_config(folder, run.model.path)
+        where = f"model.path={run.model.path}"
+        check_weights(folder, where, pickled_weights=run.model.pickled_weights)
         _check_positions(run, about)
         _check_targets(run, about)
     for name, source in run.data.sources.items():

@@ -487,6 +487,7 @@ def load_model(run_config: config.Run, tokenizer: Any, device: torch.device) -> 
     model = load_base(
         run_config.model.path,
         run_config.model.revision,
+        pickled_weights=run_config.model.pickled_weights,
         dtype=run_config.model.dtype,
         quantization=run_config.quantization,
         device=torch.device("cpu") if sharded else device,

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import pickle
+import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +15,18 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from dollyllama import config, embedded, launch
+from dollyllama import config, embedded, launch, preflight
 from dollyllama.files import digest, write_json
 from dollyllama.model.adapter import load_adapter
-from dollyllama.model.load import load_tokenizer
+from dollyllama.model.load import load_merged, load_tokenizer
+from dollyllama.model.shards import list_tensors
 from dollyllama.run import restore, run
 from dollyllama.training.checkpoints import load_newest
 from tests.model.build import load as load_model
+from tests.model.build import pickle_weights
 from tests.test_run import UNMEASURED
+
+OPTED_IN = ("model=local", "model.pickled_weights=true")
 
 
 class Payload:
@@ -50,8 +57,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def load(folder: Path) -> Any:
-    return load_model(folder, load_tokenizer(str(folder), None), dtype="float32")
+def load(folder: Path, **more: Any) -> Any:
+    return load_model(folder, load_tokenizer(str(folder), None), dtype="float32", **more)
 
 
 def test_the_payload_does_what_it_says(flag: Path) -> None:
@@ -62,10 +69,70 @@ def test_the_payload_does_what_it_says(flag: Path) -> None:
 def test_a_pickled_model_is_refused_and_not_run(model_folder: Path, flag: Path) -> None:
     (model_folder / "model.safetensors").unlink()
     torch.save({"model.embed_tokens.weight": Payload(flag)}, model_folder / "pytorch_model.bin")
-    with pytest.raises(ValueError, match=r"pytorch_model\.bin") as caught:
+    with pytest.raises(ValueError, match=r"pytorch_model\.bin is pickled") as caught:
         load(model_folder)
     assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match=r"pytorch_model\.bin: pickled objects") as caught:
+        load(model_folder, pickled_weights=True)
+    assert "\n" not in str(caught.value)
     assert not flag.exists()
+
+
+def test_an_index_of_safetensors_brings_in_no_pickle(model_folder: Path, flag: Path) -> None:
+    (model_folder / "model.safetensors").unlink()
+    torch.save({"model.norm.weight": Payload(flag)}, model_folder / "model-1.bin")
+    index = {"metadata": {}, "weight_map": {"model.norm.weight": "model-1.bin"}}
+    write_json(model_folder / "model.safetensors.index.json", index)
+    with pytest.raises(ValueError, match=r"model-1\.bin is pickled"):
+        load(model_folder)
+    with pytest.raises(ValueError, match=r"model-1\.bin is pickled"):
+        load_merged(model_folder, torch.device("cpu"))
+    with pytest.raises(ValueError, match=r"model-1\.bin is pickled"):
+        list_tensors(model_folder)
+    assert not flag.exists()
+
+
+def test_pickled_weights_are_refused_with_a_command_that_converts_them(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = load(model_folder).state_dict()
+    pickle_weights(model_folder)
+    run_config = launch.compose_run(["model=local", f"model.path={model_folder}"])
+    with pytest.raises(ValueError, match=r"pickled_weights=true") as caught:
+        preflight.check(run_config)  # with nothing heavy loaded
+    assert "\n" not in str(caught.value)
+    for refused in (load, list_tensors):
+        with pytest.raises(ValueError, match=r"pytorch_model\.bin is pickled"):
+            refused(model_folder)
+    preflight.check(launch.compose_run([*OPTED_IN, f"model.path={model_folder}"]))
+    assert_equal(load(model_folder, pickled_weights=True).state_dict(), before)
+
+    command = shlex.split(str(caught.value).split("`")[1])
+    assert command[0] == "python"
+    monkeypatch.chdir(tmp_path)
+    subprocess.run([sys.executable, *command[1:]], check=True, capture_output=True, timeout=120)
+    converted = tmp_path / command[-1]
+    assert not list(converted.glob("*.bin"))
+    assert_equal(load(converted).state_dict(), before)
+    # Beside the pickles, as merging asks, safetensors are what is read.
+    shutil.copy(converted / "model.safetensors", model_folder)
+    (model_folder / "pytorch_model.bin").write_bytes(b"no longer read")
+    assert_equal(load(model_folder, pickled_weights=True).state_dict(), before)
+    assert {each.path.name for each in list_tensors(model_folder)} == {"model.safetensors"}
+
+
+def assert_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_base_does_not_send_on_to_another(model_folder: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(model_folder, tmp_path / "other")
+    settings = {"peft_type": "LORA", "base_model_name_or_path": str(other), "r": 1}
+    write_json(model_folder / "adapter_config.json", settings)
+    for refused in (load, lambda folder: load_merged(folder, torch.device("cpu"))):
+        with pytest.raises(ValueError, match=r"holds an adapter \(adapter_config\.json\)"):
+            refused(model_folder)
 
 
 def test_a_models_own_code_is_refused_and_not_run(model_folder: Path, flag: Path) -> None:
@@ -95,6 +162,19 @@ def test_a_pickled_adapter_is_not_loaded(finished: Path, tmp_path: Path, flag: P
     with pytest.raises(ValueError, match="adapter_model"):
         load_adapter(load(embedded.MODEL), adapter)
     assert not flag.exists()
+
+
+@pytest.mark.parametrize("kind", ["PROMPT_TUNING", "own", None])
+def test_an_adapter_of_another_type_is_not_loaded(
+    finished: Path, tmp_path: Path, kind: str | None
+) -> None:
+    adapter = Path(shutil.copytree(finished / "adapter", tmp_path / "adapter"))
+    path = adapter / "adapter_config.json"
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    write_json(path, {**settings, "peft_type": kind})
+    with pytest.raises(ValueError, match=rf"of type {kind!r}: only LORA") as caught:
+        load_adapter(load(embedded.MODEL), adapter)
+    assert "\n" not in str(caught.value)
 
 
 def test_an_adapter_names_no_class_to_import(finished: Path, tmp_path: Path, flag: Path) -> None:

@@ -50,6 +50,9 @@ EFFECTS = {
     "device": effect("device=cuda", shows_in=REFUSED),
     "model.path": effect("model.path=other_model", shows_in=ADAPTER),
     "model.revision": effect("model.revision=v1", shows_in=REFUSED),
+    "model.pickled_weights": effect(
+        "model.pickled_weights=false", shows_in=REFUSED, under=["model.path=pickled_model"]
+    ),
     "model.dtype": effect("model.dtype=float32", shows_in=DTYPES),
     "quantization.method": effect("quantization.method=fp4", shows_in=ADAPTER),
     "quantization.double": effect("quantization.double=false", shows_in=ADAPTER),
@@ -256,12 +259,13 @@ def rows(count: int, first: int = 0) -> list[dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with rows under the names that ``EFFECTS`` uses, and two tiny models."""
-    from tests.model.build import write_model
+    """A folder with rows under the names that ``EFFECTS`` uses, and three tiny models."""
+    from tests.model.build import pickle_weights, write_model
 
     folder = tmp_path_factory.mktemp("workshop")
     write_model(folder / "model")
     write_model(folder / "other_model", seed=1)
+    pickle_weights(write_model(folder / "pickled_model"))
     files = {
         "rows/sql_create_context": rows(24),
         "rows/sql_create_context_test": rows(24, 100),

@@ -29,6 +29,8 @@ from dollyllama.model.load import silence_notices
 from dollyllama.model.precision import count_elements, quantised_as
 
 ALL_LINEAR = "all-linear"
+#: The one of PEFT's types that is made here, in all its variants.
+_KIND = "LORA"
 
 #: What PEFT calls each variant: Hu et al. 2021, arXiv:2106.09685; Kalajdzievski 2023,
 #: arXiv:2312.03732; Liu et al. 2024, arXiv:2402.09353; Meng et al. 2024, arXiv:2404.02948.
@@ -162,7 +164,7 @@ def load_adapter(model: Any, folder: Path) -> Any:
     """Put a saved adapter on its base for evaluation: a PeftModel in evaluation mode.
 
     ``model`` is as ``load_base`` returns it for the tokenizer in ``folder``. ValueError when the
-    folder holds no whole adapter, or one for another model.
+    folder holds no whole adapter, one of another type than LoRA, or one for another model.
     """
     silence_notices()
     from peft import PeftModel
@@ -176,11 +178,16 @@ def load_adapter(model: Any, folder: Path) -> Any:
             f"{folder / 'adapter_model.safetensors'} is missing: copy the folder again"
         )
     try:
-        json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    except ValueError as error:
+        kind = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["peft_type"]
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{folder / 'adapter_config.json'} is damaged ({error}): copy the folder again"
+            f"{folder / 'adapter_config.json'} is damaged ({error!r}): copy the folder again"
         ) from None
+    if kind != _KIND:
+        raise ValueError(
+            f"{folder / 'adapter_config.json'} is of an adapter of type {kind!r}: only {_KIND} "
+            f"adapters are loaded"
+        )
     try:
         with _quiet_peft():
             return PeftModel.from_pretrained(model, str(folder), is_trainable=False).eval()

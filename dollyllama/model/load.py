@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from dollyllama.config import Dtype, Quantization, QuantizationMethod
 from dollyllama.embedded import EMBEDDED
 from dollyllama.hub import hub_answers, root_line
 from dollyllama.model.quantised import load_or_quantise
+from dollyllama.weights import PICKLED, check_weights, refusal
 
 PAD_TOKEN = "[PAD]"
 
@@ -70,6 +71,7 @@ def load_base(
     path: str,
     revision: str | None,
     *,
+    pickled_weights: bool,
     dtype: Dtype,
     quantization: Quantization,
     device: torch.device,
@@ -77,14 +79,19 @@ def load_base(
 ) -> Any:
     """Load the causal language model at ``path`` on ``device``, frozen and in evaluation mode.
 
+    pickled_weights: whether those may be read, tensors alone, where there are no safetensors.
     dtype: that of what is not quantised: embeddings, head and norms (and all of it without
     quantisation). A base in 4 bits is quantised once for CPUs, kept, and mapped from then on
     (``quantised``). The embeddings grow to ``len(tokenizer)`` rows, never shrink. Its calls keep no
     cache unless asked to, its ``generate`` does. ValueError when the model cannot be had, is no
-    causal one, is damaged or lacks weights.
+    causal one, is damaged, lacks weights or has pickled ones that are not to be read.
     """
     silence_notices()
-    load = partial(_load_whole, dtype=dtype, device=device)
+    local = _local_folder(path, revision)
+    if local is not None:
+        check_weights(local, f"model.path={path}", pickled_weights=pickled_weights)
+    safe = None if pickled_weights else True
+    load = partial(_load_whole, dtype=dtype, device=device, use_safetensors=safe)
     wanted = quantization_config(quantization)
     quantise = partial(load, path, revision, quantization_config=wanted)
     # A GPU quantises 7B in three seconds, in which the checkpoint's digest could not be taken.
@@ -101,7 +108,7 @@ def load_base(
                 quantise=quantise,
             )
         # An adapter's config calls its base by this name, wherever the weights came from.
-        model.name_or_path = model.config._name_or_path = str(_local_folder(path, revision) or path)
+        model.name_or_path = model.config._name_or_path = str(local or path)
     else:
         model = quantise()
     _keep_unpacked(model)
@@ -130,6 +137,7 @@ def load_merged(folder: Path, device: torch.device) -> Any:
     """
     from transformers import AutoModelForCausalLM
 
+    check_weights(folder, str(folder), pickled_weights=False)
     try:
         with _quiet():
             model = AutoModelForCausalLM.from_pretrained(
@@ -233,6 +241,8 @@ def _from_pretrained(auto: Any, what: str, path: str, revision: str | None, **se
             f"which could run code, are not loaded: get the weights as safetensors"
         ) from error
     except (OSError, ValueError, SafetensorError) as error:
+        if settings.get("use_safetensors") and local is None:
+            _refuse_pickled(path, revision, local_files_only=not answers)
         if local is not None:
             why = f"the {what} in {local} cannot be read ({_sentence(error)})"
             raise ValueError(f"{where}: {why}: copy the folder again") from error
@@ -242,6 +252,20 @@ def _from_pretrained(auto: Any, what: str, path: str, revision: str | None, **se
             f"{where}: the {what}{at} cannot be had from the Hub ({why}): "
             f"set model.path=FOLDER to a local copy, or use model=tiny"
         ) from error
+
+
+def _refuse_pickled(path: str, revision: str | None, *, local_files_only: bool) -> None:
+    """ValueError when the reason why a model of the Hub does not load is that it is pickled."""
+    from transformers.utils import has_file
+
+    with suppress(OSError):
+        names = [
+            name
+            for name in PICKLED
+            if has_file(path, name, revision=revision, local_files_only=local_files_only)
+        ]
+        if names:
+            raise ValueError(refusal(path, f"model.path={path}", names))
 
 
 def _local_folder(path: str, revision: str | None) -> Path | None:

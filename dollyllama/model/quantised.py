@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from dollyllama.config import fingerprint
 from dollyllama.files import cache_folder, digest, locked, write_json, write_text
 from dollyllama.provenance import digest_in_name, package_versions
+from dollyllama.weights import weight_files
 
 #: Smaller checkpoints are quantised each time, in about two seconds on two cores.
 MIN_BYTES = 2**26
@@ -91,9 +92,8 @@ def _notes() -> Path:
 
 
 def _weights_of(base: Path) -> list[Path]:
-    """The files with the weights of a checkpoint, as transformers prefers them."""
-    found = sorted(base.glob("*.safetensors")) or sorted(base.glob("*.bin"))
-    return [path for path in found if path.is_file()]
+    """The files with the weights of a checkpoint; loading names one that is missing."""
+    return [path for path in weight_files(base) if path.is_file()]
 
 
 def _place_of(base: Path, settings: Mapping[str, Any]) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from dollyllama.files import write_json
+from dollyllama.weights import conversion, pickled, target_of, weight_files
 
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
@@ -38,12 +40,17 @@ def list_tensors(folder: Path) -> list[Stored]:
 
     ValueError when there is no safetensors file, one is damaged, or a tensor is no float.
     """
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        paths = [folder / name for name in sorted(set(weight_map.values()))]
-    else:
-        paths = [folder / "model.safetensors"]
+    paths = weight_files(folder)
+    if not paths:
+        raise ValueError(f"{folder} holds no model.safetensors: copy the folder again")
+    if names := pickled(paths):
+        # Beside the pickles, so that the rest of the folder stays what the run was trained on.
+        made, here = shlex.quote(target_of(folder)), shlex.quote(str(folder))
+        raise ValueError(
+            f"{folder / names[0]} is pickled, and only a base in safetensors files can be merged "
+            f"into: put those beside it, `{conversion(folder)} "
+            f"&& cp {made}/model*.safetensors* {here}`"
+        )
     return [stored for path in paths for stored in _read_header(path)]
 
 
@@ -161,9 +168,7 @@ def _bytes_of(tensor: Tensor) -> memoryview:
 
 def _read_header(path: Path) -> list[Stored]:
     if not path.is_file():
-        raise ValueError(
-            f"{path} is not there: only a base in safetensors files can be merged into"
-        )
+        raise ValueError(f"{path} is not there: copy the folder again")
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if not 0 < length < path.stat().st_size:

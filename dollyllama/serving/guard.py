@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from dollyllama.serving.refusal import Refusal
 
-#: What may be asked without a key: whether the server is up.
+#: What may be asked without the key, where there is one: whether the server is up.
 OPEN_PATHS = frozenset({"/health"})
 
 
@@ -38,19 +38,21 @@ class Guard:
         self._expected = None if api_key is None else f"Bearer {api_key}".encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] not in OPEN_PATHS:
-            refusal = self._check(Headers(scope=scope))
+        if scope["type"] == "http":
+            refusal = self._check(scope["path"], Headers(scope=scope))
             if refusal is not None:
                 response = JSONResponse(refusal.body, refusal.status, refusal.headers)
                 await response(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 
-    def _check(self, headers: Headers) -> Refusal | None:
+    def _check(self, path: str, headers: Headers) -> Refusal | None:
         if self._expected is None:
             if is_loopback(_hostname(headers.get("host", ""))):
                 return None
             return Refusal(403, "foreign_host", "this server answers to names of loopback alone")
+        if path in OPEN_PATHS:
+            return None
         given = headers.get("authorization")
         if given is None:
             return Refusal(

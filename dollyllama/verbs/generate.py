@@ -30,7 +30,7 @@ def main(arguments: Sequence[str]) -> int:
     command.add_argument(
         "--input",
         type=Path,
-        help='JSON Lines: {"instruction": …} or {"question": …, "context": schema} a line; '
+        help='JSON Lines: {"instruction": …} or {"question": …, "schema": …} a line; '
         "the exit status is 1 when some lines could not be asked",
     )
     command.add_argument(

@@ -158,6 +158,7 @@ def test_it_serves_an_adapter_on_an_nf4_base_alone_and_in_a_batch() -> None:
     base = load_base(
         str(MODEL),
         None,
+        pickled_weights=False,
         dtype=Dtype.float32,
         quantization=Quantization(
             method=QuantizationMethod.nf4, double=True, compute_dtype=Dtype.float32

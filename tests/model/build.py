@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
@@ -53,6 +54,13 @@ def write_model(folder: Path, *, tied: bool = False, rows: int = VOCABULARY, see
     return folder
 
 
+def pickle_weights(folder: Path) -> None:
+    """Put the weights in a ``pytorch_model.bin`` in place of safetensors."""
+    weights = folder / "model.safetensors"
+    torch.save(load_file(weights), folder / "pytorch_model.bin")
+    weights.unlink()
+
+
 def quantization(method: str, *, double: bool = True) -> config.Quantization:
     four_bit = method in ("nf4", "fp4")
     return config.Quantization(
@@ -63,11 +71,18 @@ def quantization(method: str, *, double: bool = True) -> config.Quantization:
 
 
 def load(
-    path: Path | str, tokenizer: Any, method: str = "none", *, dtype: str = "bfloat16", **more: Any
+    path: Path | str,
+    tokenizer: Any,
+    method: str = "none",
+    *,
+    dtype: str = "bfloat16",
+    pickled_weights: bool = False,
+    **more: Any,
 ) -> Any:
     return load_base(
         str(path),
         None,
+        pickled_weights=pickled_weights,
         dtype=config.Dtype(dtype),
         quantization=quantization(method, **more),
         device=CPU,

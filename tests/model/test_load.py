@@ -16,7 +16,15 @@ import torch
 
 from dollyllama import embedded
 from dollyllama.model.load import load_tokenizer, silence_notices
-from tests.model.build import CPU, VOCABULARY, load, make_tokenizer, some_ids, write_model
+from tests.model.build import (
+    CPU,
+    VOCABULARY,
+    load,
+    make_tokenizer,
+    pickle_weights,
+    some_ids,
+    write_model,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -212,15 +220,17 @@ def test_an_evaluation_before_training_changes_no_gradient(
 # --- what reaches the user -----------------------------------------------------------------------
 
 
-def in_the_hub_s_layout(model: Path, cache: Path) -> None:
-    snapshot = cache / "models--someone--tiny" / "snapshots" / ("0" * 40)
+def in_the_hub_s_layout(model: Path, cache: Path, name: str = "tiny") -> Path:
+    snapshot = cache / f"models--someone--{name}" / "snapshots" / ("0" * 40)
     shutil.copytree(model, snapshot)
     (snapshot.parents[1] / "refs").mkdir()
     (snapshot.parents[1] / "refs" / "main").write_text("0" * 40)
+    return snapshot
 
 
 def test_a_hub_id_loads_from_the_cache_in_silence(untied: Path, tmp_path: Path) -> None:
     in_the_hub_s_layout(untied, tmp_path)
+    pickle_weights(in_the_hub_s_layout(untied, tmp_path, "pickled"))
     code = """
 import torch
 from dollyllama import config
@@ -230,7 +240,8 @@ from tests.model.build import quantization, some_ids
 tokenizer = load_tokenizer("someone/tiny", "main")
 for method in ("nf4", "int8"):
     model = load_base(
-        "someone/tiny", "main", dtype=config.Dtype.bfloat16, quantization=quantization(method),
+        "someone/tiny", "main", pickled_weights=False, dtype=config.Dtype.bfloat16,
+        quantization=quantization(method),
         device=torch.device("cpu"), tokenizer=tokenizer,
     )
     model = attach_adapter(
@@ -238,6 +249,15 @@ for method in ("nf4", "int8"):
         targets=["all-linear", "lm_head"], seed=0,
     )
     model.generate(some_ids(), max_new_tokens=2)
+try:
+    load_base(
+        "someone/pickled", None, pickled_weights=False, dtype=config.Dtype.bfloat16,
+        quantization=quantization("none"), device=torch.device("cpu"), tokenizer=tokenizer,
+    )
+except ValueError as error:
+    assert str(error).startswith("model.path=someone/pickled: pytorch_model.bin is pickled"), error
+else:
+    raise AssertionError("it was loaded")
 """
     done = in_fresh_process(code, HF_HUB_CACHE=str(tmp_path), HF_HUB_OFFLINE="1")
     assert (done.stdout, done.stderr) == ("", "")

@@ -508,7 +508,8 @@ tokenizer = load_tokenizer("someone/tiny", "main")
 print("ready", flush=True)
 sys.stdin.readline()
 model = load_base(
-    "someone/tiny", "main", dtype=config.Dtype.bfloat16, quantization=quantization("nf4"),
+    "someone/tiny", "main", pickled_weights=False, dtype=config.Dtype.bfloat16,
+    quantization=quantization("nf4"),
     device=torch.device("cpu"), tokenizer=tokenizer,
 )
 with torch.no_grad():
