@@ -9,6 +9,7 @@ from difflib import get_close_matches
 
 from dollyllama import launch
 from dollyllama.explain import one_line
+from dollyllama.redact import mask_output
 from dollyllama.verbs import (
     dashboard,
     evaluate,
@@ -75,4 +76,5 @@ def _usage() -> str:
 
 
 if __name__ == "__main__":
+    mask_output(stdout=False)
     sys.exit(main(sys.argv[1:]))

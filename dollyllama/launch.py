@@ -33,6 +33,7 @@ from yaml import MarkedYAMLError, YAMLError  # type: ignore[import-untyped]
 from dollyllama import config, distributed, sweeping
 from dollyllama.explain import explain, explain_option, explain_unknown_key, first_line, one_line
 from dollyllama.interrupt import end_on_sigterm
+from dollyllama.redact import mask_output
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 FAILED, MENDABLE, RESUMABLE, INTERRUPTED = 1, 2, 75, 130
@@ -88,6 +89,7 @@ def main(hydra_main: Callable[[], None], *, sweeps: bool = False) -> NoReturn:
     if {"--help", "-h"} & set(sys.argv[1:]):
         print(help_text(), end="")
         sys.exit(0)
+    mask_output(stdout=True)
     end_on_sigterm()
     ConfigStore.instance().store(name="schema", node=config.Study if sweeps else config.Run)
     sweeps = sweeps or bool({"--multirun", "-m"} & set(sys.argv[1:]))

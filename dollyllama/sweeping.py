@@ -28,6 +28,7 @@ from omegaconf import DictConfig, OmegaConf
 from dollyllama import config
 from dollyllama.files import locked
 from dollyllama.orphans import die_with_parent
+from dollyllama.redact import mask_output
 from dollyllama.study.cells import (
     Planned,
     check_own,
@@ -269,6 +270,7 @@ def run_job(composed: DictConfig, hydra_config: Any) -> float | None:
     from dollyllama.study.analyse import direction
 
     die_with_parent()
+    mask_output(stdout=True)  # a worker's own
     folder = Path(hydra_config.runtime.cwd, hydra_config.sweep.dir)  # a worker may be elsewhere
     overrides = list(hydra_config.overrides.task)
     try:

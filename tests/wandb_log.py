@@ -8,13 +8,18 @@ from typing import Any
 
 
 def read_records(folder: Path) -> list[Any]:
-    """The records of the one offline run in ``folder``.
+    """The records of the one offline run in ``folder``."""
+    (path,) = folder.glob("wandb/offline-run-*/*.wandb")
+    return read_log(path)
+
+
+def read_log(path: Path) -> list[Any]:
+    """The records of a log.
 
     They are in LevelDB's log format, after a header of 7 bytes.
     """
     from wandb.proto.wandb_internal_pb2 import Record
 
-    (path,) = folder.glob("wandb/offline-run-*/*.wandb")
     content = path.read_bytes()
     assert content[:4] == b":W&B"
     records, part, place = [], b"", 7

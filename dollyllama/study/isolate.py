@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from dollyllama.interrupt import Terminated, end_on_sigterm
+from dollyllama.redact import mask_output
 
 #: Seconds that an interrupted cell gets to write its checkpoint.
 GRACE_SECONDS = 120
@@ -103,6 +104,7 @@ def _child(
     os.dup2(output, 1)
     os.dup2(output, 2)
     os.close(output)
+    mask_output(stdout=True)
     try:
         function(*arguments)
     except BaseException:

@@ -13,6 +13,7 @@ from typing import NoReturn
 
 from dollyllama import config
 from dollyllama.files import write_json
+from dollyllama.redact import redact
 from dollyllama.study.cells import (
     Planned,
     finished_cells,
@@ -149,7 +150,7 @@ def write_plan(plan: StudyPlan, folder: Path, command: Sequence[str]) -> None:
     write_json(
         folder / PLAN_FILE,
         {
-            "command": list(command),
+            "command": redact(list(command)),
             "baseline": plan.baseline,
             "seeds": sorted({cell.seed for cell in plan.cells}),
             "primary": plan.primary,
@@ -160,8 +161,10 @@ def write_plan(plan: StudyPlan, folder: Path, command: Sequence[str]) -> None:
             "factors": plan.settings.factors,
             "budget": plan.budget,
             "cells": [asdict(cell) for cell in plan.cells],
-            "left_out": plan.left_out
-            | {variant_name(overrides): reason for overrides, reason in plan.refused},
+            "left_out": redact(
+                plan.left_out
+                | {variant_name(overrides): reason for overrides, reason in plan.refused}
+            ),
         },
     )
 
