@@ -25,6 +25,8 @@ _SHAPES = (
     (re.compile(r"\b(?:gh[opsur]|github_pat)_[A-Za-z0-9_]{16,}"), MASK),
     # https://user:password@host and https://token@host
     (re.compile(r"(?<=://)[^/\s@]+@"), f"{MASK}@"),
+    # Authorization: Basic ... and Bearer ..., as a server may repeat it
+    (re.compile(r"(?i)\b(basic|bearer)(\s+)[A-Za-z0-9+/_=.~-]{16,}"), rf"\g<1>\g<2>{MASK}"),
     # hub_token=..., --api-key=...
     (re.compile(rf"(?i)({_SECRET_NAME}=)[^\s&]+"), rf"\g<1>{MASK}"),
 )

@@ -25,6 +25,7 @@ def test_values_of_secret_variables_are_masked_everywhere(monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
+        ("Authorization: Basic YXBpOjBmMWUyZDNjNGI=", f"Authorization: Basic {MASK}"),
         ("hub.token=abc", f"hub.token={MASK}"),
         ("--api-key=abc", f"--api-key={MASK}"),
         ("https://me:pass@host/x", f"https://{MASK}@host/x"),
@@ -45,6 +46,7 @@ def test_tokens_are_known_by_their_shape(text: str, expected: str) -> None:
         "model.path=openlm-research/open_llama_7b_v2",
         "model.path=/home/me/hf_models/llama",
         "mail me@example.com",
+        "basic tests of the bearer",
     ],
 )
 def test_what_is_no_secret_stays(text: str) -> None:
