@@ -40,10 +40,10 @@ PLANTED = {
     "WANDB_API_KEY": "0f1e2d3c4b5a69788796a5b4c3d2e1f00f1e2d3c",
     "OPENAI_API_KEY": "sk-planted-ForATest-0123456789",
     "AWS_SECRET_ACCESS_KEY": "wJalrPLANTED/K7MDENG+bPxRfiCYplanted",
-    "DOLLYLLAMA_API_KEY": "planted serving key of callers",
+    "DOLLYLLAMA_API_KEY": "planted serving-key vK29 of xqZ",
     "MY_DB_PASSWORD": "planted-and-of-no-known-shape",
     "ODD_PASSWORD": "pl\"an't\\ed$(x)`{y}` <&>%41=ü\t;#|z",
-    "CALLERS": "planted under a name that says nothing",
+    "CALLERS": "planted-callers-QzXw71-nJkP",
     "LONG_PRIVATE_KEY": "-----BEGIN PLANTED KEY-----\nMIIplantedQIBAAKCAQEA\n"
     "plantedSecondLine/9+x=\n-----END PLANTED KEY-----\n",
 }
