@@ -376,10 +376,15 @@ def test_the_search_finds_a_secret_in_every_form(name: str, tmp_path: Path) -> N
     assert leaks_in(tmp_path) == {file: {name} for file in content}
 
 
-def test_the_search_sees_a_command_line(tmp_path: Path) -> None:
+def test_the_search_sees_a_command_line() -> None:
     watch = Watch()
-    command = [sys.executable, "-c", "input()", PLANTED["ODD_PASSWORD"]]
-    with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
+    command = [sys.executable, "-c", "print(input(), flush=True); input()", PLANTED["ODD_PASSWORD"]]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(b"it runs\n")
+        process.stdin.flush()
+        process.stdout.read(1)  # until then it may have no command line yet
         watch.see(process.pid)
         process.communicate(b"\n")
     assert any("ODD_PASSWORD" in search(line) for line in watch.seen)
