@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 
-from dollyllama import launch
+from dollyllama import launch, remote
 from dollyllama.explain import one_line
 from dollyllama.redact import mask_output
 from dollyllama.verbs import (
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str]) -> int:
     except (ValueError, OSError) as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
-        print(f"error: {one_line(str(error))}", file=sys.stderr)
+        print(f"error: {remote.by_url(one_line(str(error)))}", file=sys.stderr)
         return launch.MENDABLE
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -27,6 +27,7 @@ from dollyllama.device import cuda_is_available
 from dollyllama.explain import explain, explain_unknown_key, one_line, unknown_key
 from dollyllama.files import write_text
 from dollyllama.redact import redact
+from dollyllama.remote import check_url
 
 
 class Device(StrEnum):
@@ -663,7 +664,10 @@ class Evaluation:
 
 @dataclass(kw_only=True, slots=True)
 class Tracking:
-    """artifacts: keep the adapter of a run and the report of a study as W&B artefacts."""
+    """artifacts: keep the adapter of a run and the report of a study as W&B artefacts.
+
+    mirror: the URL below which the folder of a run or a study is kept as well.
+    """
 
     wandb: WandbMode
     project: str | None
@@ -671,8 +675,16 @@ class Tracking:
     group: str | None
     tags: list[str] | None
     artifacts: bool
+    mirror: str | None
 
     def __post_init__(self) -> None:
+        if self.mirror is not None:
+            check_url(self.mirror)
+            _require(
+                not self.mirror.startswith("hf://"),
+                f"tracking.mirror={self.mirror}: the Hub makes a commit of every file: use s3:// "
+                f"or gs://",
+            )
         if self.wandb is WandbMode.disabled:
             _require(
                 not self.artifacts,

@@ -30,7 +30,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError, YAMLError  # type: ignore[import-untyped]
 
-from dollyllama import config, distributed, sweeping
+from dollyllama import config, distributed, remote, sweeping
 from dollyllama.explain import explain, explain_option, explain_unknown_key, first_line, one_line
 from dollyllama.interrupt import end_on_sigterm
 from dollyllama.redact import mask_output
@@ -177,12 +177,23 @@ def task(composed: DictConfig) -> float | None:
             folder, run_config = proposed, config.build(composed)
             _refuse_another(folder, run_config)
         else:
-            folder = Path(composed.resume).expanduser()
+            folder = _resumed_folder(
+                composed.resume,
+                proposed,
+                named=any(
+                    each.startswith("hydra.run.dir=") for each in hydra_config.overrides.hydra
+                ),
+            )
             run_config = _resumed_config(folder, composed, overrides)
+        mirror = remote.mirror_of(folder, run_config.tracking.mirror)
+        if mirror is not None:
+            _take_up(mirror, run_config)
         if _is_finished(folder):
             print(f"{folder} is finished: there is nothing to resume")
             with distributed.group():
                 distributed.from_first(None)
+            if mirror is not None:
+                mirror.update()
             return None
         # Not needed by --cfg, --help and most errors, which are to answer at once.
         from dollyllama import preflight
@@ -365,8 +376,47 @@ def _check_flags(arguments: Sequence[str]) -> None:
 # --- folders and resuming -----------------------------------------------------------------------
 
 
-def _refuse_another(folder: Path, run_config: config.Run) -> None:
-    """ValueError when ``folder`` holds a run of another config; one of this config goes on."""
+def _take_up(mirror: remote.Mirror, run_config: config.Run) -> None:
+    """Go on with the run that the mirror has, if any: fetch it where it is not here.
+
+    ValueError when it is one of another config.
+    """
+    if "config.yaml" not in remote.names(mirror.url):
+        return
+    saved = remote.local(f"{mirror.url}/config.yaml")
+    _refuse_another(saved.parent, run_config, named=mirror.url)
+    if not (mirror.folder / "config.yaml").exists():
+        remote.fetch(mirror.url, mirror.folder)
+
+
+def _resumed_folder(resume: str, proposed: Path, *, named: bool) -> Path:
+    """The run to go on with; a remote one is fetched, by its own name beside ``proposed``.
+
+    named: whether ``proposed`` is what the user wants it to be called.
+
+    ValueError when that is here already, or is no run.
+    """
+    if not remote.is_remote(resume):
+        return Path(resume).expanduser()
+    url = resume.rstrip("/")
+    folder = proposed if named else proposed.parent / url.rpartition("/")[2]
+    if folder.exists() and any(folder.iterdir()):
+        shown = shlex.quote(str(_shown(folder)))
+        raise ValueError(
+            f"{shown} is here already: resume={shown} goes on with it; to go on with {url}, move "
+            f"it away or give hydra.run.dir=FOLDER"
+        )
+    if "config.yaml" not in remote.names(url):
+        raise ValueError(f"resume={url} is no run folder: it has no config.yaml")
+    remote.fetch(url, folder)
+    return folder
+
+
+def _refuse_another(folder: Path, run_config: config.Run, named: str | None = None) -> None:
+    """ValueError when ``folder`` holds a run of another config; one of this config goes on.
+
+    named: what it is a copy of.
+    """
     path = folder / "config.yaml"
     if not path.exists():
         return
@@ -378,7 +428,7 @@ def _refuse_another(folder: Path, run_config: config.Run) -> None:
         if not _is_free(key)
     ]
     if changed:
-        shown = shlex.quote(str(_shown(folder)))
+        shown = shlex.quote(named or str(_shown(folder)))
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
         raise ValueError(
             f"{shown} holds a run of another config, which differs in {', '.join(changed[:3])}"
@@ -486,6 +536,7 @@ def _wants_tracebacks() -> bool:
 
 
 def _say(line: str, status: int) -> None:
+    line = remote.by_url(line)
     if not distributed.is_first():
         if not distributed.in_group():  # the first one read the same command, and says the same
             return

@@ -12,7 +12,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from dollyllama import config, distributed, embedded
+from dollyllama import config, distributed, embedded, remote
 from dollyllama.data.sources import locate
 from dollyllama.embedded import EMBEDDED
 from dollyllama.evaluation import sandbox
@@ -86,11 +86,12 @@ def require_model_folder(run: config.Run) -> Path:
 
 
 def model_folder(path: str, revision: str | None) -> Path | None:
-    """Where a base model's files are: embedded, a local folder, or the Hub's cache; else None.
+    """Where a base model's files are: embedded, a local folder or a copy of a remote one, or the
+    Hub's cache; else None.
 
     ValueError when a local place was named and is not there, or when it cannot have a revision.
     """
-    local = embedded.MODEL if path == EMBEDDED else Path(path).expanduser()
+    local = embedded.MODEL if path == EMBEDDED else remote.local(path)
     if local.is_dir():
         if revision is not None:
             raise ValueError(

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from accelerate.utils import set_seed
 
-from dollyllama import config, distributed, embedded, preflight, provenance
+from dollyllama import config, distributed, embedded, preflight, provenance, remote
 from dollyllama.bars import stage_bar
 from dollyllama.card import base_name, config_rows, model_card
 from dollyllama.data.prepare import EmptySide, PreparedData, prepare, write_record
@@ -97,6 +97,7 @@ def run(
     device = choose_device(run_config.device)
     with (
         locked(folder, f"{folder} is being trained by another process: wait for it"),
+        _mirrored(run_config, folder, result) as mirror,
         _recorded(result, folder),
         _tracked(run_config, folder, result) as tracker,
     ):
@@ -111,6 +112,8 @@ def run(
         if begun and (folder / "provenance.json").exists():
             check_base(run_config, folder, origin["base_model"])
         config.save(run_config, folder / "config.yaml")
+        if mirror is not None:
+            mirror.update()  # to fail before the work, where it cannot be written to
         earlier = _trained_before(result, folder)
         origin.update(earlier)
         write_json(folder / "provenance.json", origin)
@@ -151,6 +154,7 @@ def run(
                 result,
                 folder,
                 tracker,
+                mirror,
                 expect_memory=expect_memory,
             )
             if result.status is Status.interrupted:
@@ -351,6 +355,7 @@ def _train(
     result: Result,
     folder: Path,
     tracker: Tracker,
+    mirror: remote.Mirror | None,
     *,
     expect_memory: bool,
 ) -> Any:
@@ -371,7 +376,8 @@ def _train(
         )
     print(f"{_opening(run_config, model, data, result)}\n")
     with _timed(result, "train"):
-        result.train = _fit(run_config, model, tokenizer, data, folder, tracker.log)
+        saved = None if mirror is None else mirror.try_update
+        result.train = _fit(run_config, model, tokenizer, data, folder, tracker.log, saved)
     if result.train.interrupted:
         result.status = Status.interrupted
     else:
@@ -386,6 +392,7 @@ def _fit(
     data: PreparedData,
     folder: Path,
     log: Callable[[int, dict[str, float]], None],
+    saved: Callable[[], None] | None = None,
 ) -> FitResult:
     return fit(
         model,
@@ -400,6 +407,7 @@ def _fit(
         log=log,
         resume=(folder / "checkpoints").is_dir(),
         evaluate=_loss_by_source(run_config, model, data.held_out),
+        saved=saved,
     )
 
 
@@ -500,7 +508,7 @@ def load_model(run_config: config.Run, tokenizer: Any, device: torch.device) -> 
 
 
 def _base_folder(path: str) -> str:
-    return str(embedded.MODEL) if path == EMBEDDED else path
+    return str(embedded.MODEL if path == EMBEDDED else remote.local(path))
 
 
 def _evaluate(
@@ -672,6 +680,29 @@ def _recorded(result: Result, folder: Path) -> Iterator[None]:
         raise
     finally:
         _write_result(result, folder)
+
+
+@contextmanager
+def _mirrored(
+    run_config: config.Run, folder: Path, result: Result
+) -> Iterator[remote.Mirror | None]:
+    """The run's mirror, if it has one, as the folder is at the end, however the run ends.
+
+    ValueError when a finished run could not be copied whole.
+    """
+    mirror = remote.mirror_of(folder, run_config.tracking.mirror)
+    try:
+        yield mirror
+    finally:
+        # One that could not be written to at the beginning is not tried again.
+        if mirror is not None and mirror.sent and result.status is not Status.finished:
+            mirror.try_update()
+    if mirror is not None and result.status is Status.finished:
+        try:
+            mirror.update()
+        except ValueError as error:
+            again = f"python train.py resume={folder} copies it again"
+            raise ValueError(f"{folder} is finished, but {error}; {again}") from error
 
 
 @contextmanager

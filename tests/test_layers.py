@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "dollyllama"
 LAYERS = [
     ["device", "distributed", "files", "interrupt", "orphans", "redact", "explain", "webpage"],
     ["embedded", "bars"],
+    ["remote"],
     ["config", "hub", "provenance", "weights"],
     ["data.example", "data.prompt", "data.split"],
     [

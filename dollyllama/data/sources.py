@@ -1,4 +1,4 @@
-"""Where rows come from, a Hub id, a file or a folder, and all its rows in upstream's order."""
+"""Where rows come from, a Hub id, a file, a folder, a URL, and all its rows in upstream's order."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from dollyllama import embedded
+from dollyllama import embedded, remote
 from dollyllama.config import Source
 from dollyllama.data.formats import Row
 from dollyllama.data.readers import (
@@ -23,33 +23,39 @@ from dollyllama.data.readers import (
 from dollyllama.embedded import EMBEDDED
 from dollyllama.files import digest
 
-# --- places: a Hub id, a file or a folder -------------------------------------------------------
+# --- places: a Hub id, a file, a folder or a URL ------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a source's rows are: a Hub id and its revision, or a local file or folder."""
+    """Where a source's rows are: a Hub id and its revision, or a local file or folder.
+
+    url: what that is a copy of, if anything.
+    """
 
     hub: str | None
     revision: str | None
     local: Path | None
+    url: str | None = None
 
     @property
     def name(self) -> str:
         """The place in words, for messages and the manifest."""
         if self.local is not None:
-            return str(self.local)
+            return self.url or str(self.local)
         return f"{self.hub}@{self.revision}" if self.revision else str(self.hub)
 
 
 def locate(name: str, source: Source, *, root: str | None) -> Place:
-    """Find a source: at its path when that exists here, else under ``root``, else on the Hub.
+    """Find a source: at its path when that is a URL or exists here, else under ``root``, else on
+    the Hub.
 
     Under ``root`` it is ``file_split`` or ``file`` with one of SUFFIXES, or a folder ``file``.
     ValueError when a local place was named and holds nothing, or cannot honour revision or split.
     """
     path, file, revision, split = source.path, source.file, source.revision, source.split
-    if root is None and not Path(path).expanduser().exists():
+    here = remote.is_remote(path) or Path(path).expanduser().exists()
+    if root is None and not here:
         if path.startswith((".", "/", "~")) or path.endswith(SUFFIXES):
             raise ValueError(f"data.sources.{name}.path={path}: there is no such file or folder")
         return Place(path, revision, None)
@@ -58,18 +64,18 @@ def locate(name: str, source: Source, *, root: str | None) -> Place:
             f"data.sources.{name}.revision={revision} has no effect on local files: "
             f"set data.sources.{name}.revision=null"
         )
-    if Path(path).expanduser().exists():
-        local = Path(path).expanduser()
-    else:
+    if not here:
         assert root is not None
-        local = _find_under(root, name=name, path=path, file=file, split=split)
+        path = _find_under(root, name=name, path=path, file=file, split=split)
+    url = path if remote.is_remote(path) else None
+    local = remote.local(path)
     if local.is_file() and split != "train" and not _stem(local).endswith(f"_{split}"):
         raise ValueError(
-            f"data.sources.{name}.split={split}, but {local} is one file without splits: call it "
+            f"data.sources.{name}.split={split}, but {path} is one file without splits: call it "
             f"{_stem(local)}_{split}{local.name[len(_stem(local)) :]}, or set "
             f"data.sources.{name}.split=train"
         )
-    return Place(None, None, local)
+    return Place(None, None, local, url)
 
 
 def _stem(path: Path) -> str:
@@ -77,22 +83,37 @@ def _stem(path: Path) -> str:
     return path.name.removesuffix(suffix)
 
 
-def _find_under(root: str, *, name: str, path: str, file: str, split: str) -> Path:
-    folder = embedded.DATA if root == EMBEDDED else Path(root).expanduser()
-    if not folder.is_dir():
-        raise ValueError(f"data.root={root}: there is no such folder")
+def _find_under(root: str, *, name: str, path: str, file: str, split: str) -> str:
+    where, there = _look_into(root)
     names = [f"{stem}{suffix}" for stem in (f"{file}_{split}", file) for suffix in SUFFIXES]
-    inner = sorted(path for path in folder.iterdir() if path.is_dir())
-    for place in (folder, *inner):
+    inner = sorted({f"{each.partition('/')[0]}/" for each in there if "/" in each})
+    for place in ("", *inner):
         for candidate in (*names, file):
-            if (place / candidate).exists():
-                return place / candidate
-    found = ", ".join(sorted(path.name for path in folder.iterdir())[:20]) or "nothing"
+            if f"{place}{candidate}" in there:
+                return f"{where}/{place}{candidate}"
+    found = ", ".join(sorted({each.partition("/")[0] for each in there})[:20]) or "nothing"
     raise ValueError(
         f"data.sources.{name}: there is no {path} here, and data.root={root} has neither a folder "
         f"{file} nor a file {file} or {file}_{split} with one of {' '.join(SUFFIXES)}; it has "
         f"{found} (data.sources.{name}.file=NAME asks for another one)"
     )
+
+
+def _look_into(root: str) -> tuple[str, set[str]]:
+    """Where a root is, and the names of what it and the folders in it have.
+
+    ValueError when there is none.
+    """
+    if remote.is_remote(root):
+        parts = [name.split("/") for name in remote.names(root)]
+        if not parts:
+            raise ValueError(f"data.root={root}: there is nothing of that name")
+        return root.rstrip("/"), {"/".join(each[:depth]) for each in parts for depth in (1, 2)}
+    folder = embedded.DATA if root == EMBEDDED else Path(root).expanduser()
+    if not folder.is_dir():
+        raise ValueError(f"data.root={root}: there is no such folder")
+    found = (each for pattern in ("*", "*/*") for each in folder.glob(pattern))
+    return str(folder), {str(each.relative_to(folder)) for each in found}
 
 
 def digest_place(place: Place) -> dict[str, str]:

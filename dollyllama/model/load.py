@@ -1,9 +1,9 @@
 """The tokenizer with its pad token, and the base model, quantised or not, from one path.
 
-A path is "embedded" (the model that comes with the project), a local folder, or a Hub id. All three
-go through the same ``from_pretrained``. A file that is damaged is the user's to mend, so it is a
-ValueError of one line; so is a checkpoint that lacks weights, which transformers would draw at
-random and train on.
+A path is "embedded" (the model that comes with the project), a local folder, a URL of one (which is
+copied first), or a Hub id. All go through the same ``from_pretrained``. A file that is damaged is
+the user's to mend, so it is a ValueError of one line; so is a checkpoint that lacks weights, which
+transformers would draw at random and train on.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from dollyllama import embedded
+from dollyllama import embedded, remote
 from dollyllama.config import Dtype, Quantization, QuantizationMethod
 from dollyllama.embedded import EMBEDDED
 from dollyllama.hub import hub_answers, root_line
@@ -269,8 +269,11 @@ def _refuse_pickled(path: str, revision: str | None, *, local_files_only: bool) 
 
 
 def _local_folder(path: str, revision: str | None) -> Path | None:
-    """The folder that ``path`` names, or None for a Hub id. ValueError when it is not there."""
-    local = embedded.MODEL if path == EMBEDDED else Path(path).expanduser()
+    """The folder that ``path`` names, or a copy of it; None for a Hub id.
+
+    ValueError when it is not there.
+    """
+    local = embedded.MODEL if path == EMBEDDED else remote.local(path)
     if not local.is_dir():
         if local.exists():
             raise ValueError(f"model.path={path} is a file: name the folder that it is in")

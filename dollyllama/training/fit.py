@@ -73,13 +73,15 @@ def fit(
     log: Log,
     resume: bool,
     evaluate: Callable[[int], dict[str, float]] | None = None,
+    saved: Callable[[], None] | None = None,
 ) -> FitResult:
     """Train the trainable parameters of ``model`` on ``rows``; it comes back in evaluation mode.
 
     The loss of an optimizer step is the mean over its supervised tokens, however they are spread
     over micro-batches. Every ``trainer.eval_steps`` steps ``evaluate`` is called, and what it
     returns is logged; it leaves no trace in training. With ``trainer.checkpoint_steps``, a
-    checkpoint is written at that interval and after the last step, below ``folder/checkpoints``.
+    checkpoint is written at that interval and after the last step, below ``folder/checkpoints``,
+    and ``saved`` is called.
     resume: go on from the newest checkpoint there; from the beginning where there is none.
 
     SIGINT or SIGTERM ends training after the step, with a checkpoint and ``interrupted`` set.
@@ -129,6 +131,7 @@ def fit(
         log=log,
         evaluate=evaluate,
         seed=seed,
+        saved=saved,
     )
     loop.begin(resume=resume)
     if loop.step < plan.steps:

@@ -67,6 +67,7 @@ class Loop(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
         log: Log,
         evaluate: Callable[[int], dict[str, float]] | None,
         seed: int,
+        saved: Callable[[], None] | None,
     ) -> None:
         self.sources = sorted(set(sources_of(rows)))
         self.loss = SupervisedLoss(self.sources, model.device)
@@ -88,6 +89,7 @@ class Loop(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
         self._evaluate = evaluate
         self._seed = seed
         self._batch = 0  # of this process's in the step
+        self._saved = saved
         self._since = 0  # the step of the line logged last
         self._logged_seconds = 0.0
         self._watch = Stopwatch()
@@ -302,6 +304,9 @@ class Loop(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
         }
         keep = self._trainer.keep_checkpoints or 1
         save_checkpoint(self._folder / "checkpoints", self.step, state, keep=keep)
+        if self._saved is not None:
+            with self._watch.paused():
+                self._saved()
 
     def _restore(self, path: Path, state: dict[str, Any]) -> None:
         here = {

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
-from pathlib import Path
 
+from dollyllama import remote
 from dollyllama.files import write_json
-from dollyllama.verbs.parser import parser
+from dollyllama.verbs.parser import fetched, parser
 
-#: In the folder of the sweep.
+#: In the folder of the sweep, or the working folder where that is a copy.
 SPECIFICATION_FILE = "dashboard.json"
 
 
 def main(arguments: Sequence[str]) -> None:
     """make a W&B workspace and report of a sweep: written as JSON, or put there with --publish"""
     command = parser("dashboard", main.__doc__)
-    command.add_argument("sweep", type=Path, help="the folder of a sweep")
+    command.add_argument("sweep", type=fetched, help="the folder of a sweep")
     command.add_argument("--entity", help="user or team on W&B (default: as its runs)")
     command.add_argument("--project", help="project on W&B (default: as its runs)")
     command.add_argument("--publish", action="store_true", help="save them on W&B; needs a login")
@@ -27,9 +27,9 @@ def main(arguments: Sequence[str]) -> None:
     from dollyllama.study.dashboard import publish, read_dashboard, specification
 
     dashboard = read_dashboard(given.sweep, project=given.project, entity=given.entity)
-    path = given.sweep / SPECIFICATION_FILE
-    write_json(path, specification(dashboard))
-    print(path)
+    written = remote.home(given.sweep) / SPECIFICATION_FILE
+    write_json(written, specification(dashboard))
+    print(written)
     if given.publish:
         print("\n".join(publish(dashboard)))
     else:

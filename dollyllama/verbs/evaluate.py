@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from dollyllama import preflight
+from dollyllama import preflight, remote
 from dollyllama.config import (
     WITH_SCHEMA,
     Commercial,
@@ -23,7 +23,7 @@ from dollyllama.config import (
     Source,
 )
 from dollyllama.data.example import Example, Rejected
-from dollyllama.verbs.parser import open_run, run_parser
+from dollyllama.verbs.parser import fetched, open_run, run_parser
 
 if TYPE_CHECKING:
     from dollyllama.data.readers import Damaged
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str]) -> int:
     command = run_parser("evaluate", main.__doc__)
     command.add_argument(
         "--file",
-        type=Path,
+        type=fetched,
         help="rows to grade instead of the held-out ones; "
         "the exit status is 1 when some lines hold none",
     )
@@ -66,7 +66,9 @@ def main(arguments: Sequence[str]) -> int:
         metavar="NAME",
     )
     command.add_argument(
-        "--output", type=Path, help="folder for metrics.json and samples.jsonl (default: in RUN)"
+        "--output",
+        type=Path,
+        help="folder for metrics.json and samples.jsonl (default: in RUN, where that is a folder)",
     )
     given = command.parse_intermixed_args(arguments)
     if given.output is not None and given.output.exists():
@@ -112,7 +114,7 @@ def main(arguments: Sequence[str]) -> int:
         held_out = data.held_out
     measured = measure(run_config, model, tokenizer, held_out)
     started = f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
-    output = given.output or given.run / "evaluations" / started
+    output = given.output or remote.home(given.run) / "evaluations" / started
     untested = _untested(run_config, measured.samples)
     record = {
         "decoding": asdict(run_config.decoding),

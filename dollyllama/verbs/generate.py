@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dollyllama.verbs.parser import open_run, run_parser
+from dollyllama.verbs.parser import fetched, open_run, run_parser
 
 if TYPE_CHECKING:
     from dollyllama.decoding.generate import Completion, Piece
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str]) -> int:
     )
     command.add_argument(
         "--input",
-        type=Path,
+        type=fetched,
         help='JSON Lines: {"instruction": …} or {"question": …, "schema": …} a line; '
         "the exit status is 1 when some lines could not be asked",
     )

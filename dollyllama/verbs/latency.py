@@ -12,9 +12,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from dollyllama import config, preflight
+from dollyllama import config, preflight, remote
 from dollyllama.latency.compare import MIN_ROUNDS
-from dollyllama.verbs.parser import open_run, run_parser
+from dollyllama.verbs.parser import fetched, open_run, run_parser
 
 #: Sizes of context that are measured where the model has the positions.
 CONTEXTS = (128, 512)
@@ -24,7 +24,7 @@ def main(arguments: Sequence[str]) -> None:
     """time the answers of base, adapter and merged model side by side: does merging pay?"""
     command = run_parser("latency", main.__doc__)
     command.add_argument(
-        "--merged", type=Path, metavar="DIR", help="what merge wrote of RUN; default: merge now"
+        "--merged", type=fetched, metavar="DIR", help="what merge wrote of RUN; default: merge now"
     )
     command.add_argument(
         "--batch", type=_count, nargs="+", default=[1, 4], help="rows at once, default: 1 4"
@@ -110,7 +110,7 @@ def main(arguments: Sequence[str]) -> None:
     }
     about = provenance.describe_device(str(device))
     started = f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
-    output = given.run / "latency" / f"{started}.json"
+    output = remote.home(given.run) / "latency" / f"{started}.json"
     write_json(
         output,
         {

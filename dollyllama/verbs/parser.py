@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from dollyllama import config, launch, preflight
+from dollyllama import config, launch, preflight, remote
 
 #: What can still be chosen for an adapter that is trained.
 _AFTER_TRAINING = ("decoding", "evaluation", "device", "seed")
@@ -30,9 +30,20 @@ def parser(verb: str, description: str | None) -> Parser:
 def run_parser(verb: str, description: str | None) -> Parser:
     """A parser whose first argument is a run folder, then overrides in any place among flags."""
     made = parser(verb, description)
-    made.add_argument("run", type=Path, help="a run folder")
+    made.add_argument("run", type=fetched, help="a run folder, or s3://BUCKET/FOLDER")
     made.add_argument("overrides", nargs="*", help="decoding=contrastive decoding.k=6")
     return made
+
+
+def fetched(text: str) -> Path:
+    """A path; of a copy where ``text`` is a URL, without checkpoints, which only training needs.
+
+    OSError for what ``remote.local`` refuses: argparse has words of its own for a ValueError.
+    """
+    try:
+        return remote.local(text, without=("checkpoints",))
+    except ValueError as error:
+        raise OSError(str(error)) from error
 
 
 def require_positive(given: argparse.Namespace, *names: str) -> None:

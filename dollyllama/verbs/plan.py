@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from dollyllama import config, launch, preflight
+from dollyllama import config, launch, preflight, remote
 from dollyllama.summary import columns
 from dollyllama.verbs.parser import parser
 
@@ -113,7 +113,7 @@ def _open(arguments: Sequence[str]) -> tuple[Path | None, config.Run]:
     overrides = [each for each in arguments if each not in folders]
     if not folders:
         return None, launch.compose_run(overrides)
-    folder = Path(folders[0])
+    folder = remote.local(folders[0], without=("checkpoints",))
     sections = [field.name for field in fields(config.Run)]
     return folder, launch.reopen_run(folder, overrides, sections=sections)
 

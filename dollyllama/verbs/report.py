@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from dollyllama.verbs.parser import parser
+from dollyllama import remote
+from dollyllama.verbs.parser import fetched, parser
 
 
 def main(arguments: Sequence[str]) -> None:
     """compare the runs of sweeps, or any runs: report.html, report.md, report.csv"""
     command = parser("report", main.__doc__)
-    command.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="sweeps and runs")
+    command.add_argument("folders", nargs="+", type=fetched, metavar="DIR", help="sweeps and runs")
     command.add_argument("--output", type=Path, help="default: the sweep's folder, else report/")
     command.add_argument("--baseline", metavar="VARIANT", help="what the others are compared with")
     command.add_argument("--primary", metavar="METRIC", help="the metric that decides: loss/all")
@@ -28,4 +29,4 @@ def main(arguments: Sequence[str]) -> None:
 def _default_output(folders: Sequence[Path]) -> Path:
     """The one sweep's own folder; otherwise none of those given."""
     alone = len(folders) == 1 and (folders[0] / "sweep.json").is_file()
-    return folders[0] if alone else Path("report")
+    return folders[0] if alone and remote.home(folders[0]) == folders[0] else Path("report")
