@@ -25,7 +25,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from dollyllama import config
+from dollyllama import config, remote
 from dollyllama.files import locked
 from dollyllama.orphans import die_with_parent
 from dollyllama.redact import mask_output
@@ -86,6 +86,7 @@ class Session:
         self.search: Search | None = None
         self.folder: Path | None = None
         self._watch: Any = None
+        self._mirror: remote.Mirror | None = None
         self._held = ExitStack()
 
     def start(self, plan: StudyPlan, folder: Path) -> None:
@@ -103,6 +104,11 @@ class Session:
         self._held.enter_context(locked(place, busy))
         self.plan, self.folder = plan, folder
         write_plan(plan, folder, [Path(sys.argv[0]).name, *sys.argv[1:]])
+        self._mirror = remote.mirror_of(
+            folder, plan.tracking.mirror, "*"
+        )  # cells see to themselves
+        if self._mirror is not None:
+            self._mirror.update()
         self._watch = Watch(
             folder, plan.cells, steps=plan.steps, primary=plan.primary, report=self._report
         )
@@ -144,6 +150,8 @@ class Session:
         self._watch.stop()
         self._held.close()
         self._tell()
+        if self._mirror is not None:
+            self._mirror.try_update()
         statuses = [status_of(self.folder / cell.folder)[0] for cell in self.plan.cells]
         if self.plan.refused:
             return 2
@@ -210,6 +218,10 @@ class StudyCallback(Callback):
             return
         plan = plan_study(list(_jobs(master)))
         _check_claims(plan)
+        mirror = remote.mirror_of(folder, plan.tracking.mirror)
+        here = SESSION.dry_run or (folder / PLAN_FILE).exists()
+        if mirror is not None and not here and PLAN_FILE in remote.names(mirror.url):
+            remote.fetch(mirror.url, folder)  # begun on another machine
         for cell in plan.cells:
             check_own(folder / cell.folder, cell)
         planned = {cell.folder for cell in plan.cells}

@@ -68,7 +68,10 @@ def locate(name: str, source: Source, *, root: str | None) -> Place:
         assert root is not None
         path = _find_under(root, name=name, path=path, file=file, split=split)
     url = path if remote.is_remote(path) else None
-    local = remote.local(path)
+    try:
+        local = remote.local(path)
+    except ValueError as error:
+        raise ValueError(f"data.sources.{name}: {error}") from error
     if local.is_file() and split != "train" and not _stem(local).endswith(f"_{split}"):
         raise ValueError(
             f"data.sources.{name}.split={split}, but {path} is one file without splits: call it "

@@ -12,11 +12,11 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dollyllama import config
+from dollyllama import config, remote
 from dollyllama.explain import one_line
 from dollyllama.files import locked, read_json_lines, write_json
 from dollyllama.redact import redact
@@ -115,6 +115,9 @@ def run_cell(
     that begins; True leaves the cell as it is. ValueError when the folder holds something else.
     """
     folder = sweep / planned.folder
+    if run.tracking.mirror is not None:
+        below = f"{run.tracking.mirror.rstrip('/')}/{sweep.resolve().name}"
+        run = replace(run, tracking=replace(run.tracking, mirror=below))
     check_own(folder, planned)
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as held:
@@ -127,6 +130,8 @@ def run_cell(
             about |= {"trained_by": theirs["trained_by"], "reused_from": str(twin)}
             write_json(folder / CELL_FILE, about)
             _copy_result(twin, folder)
+            if (mirror := remote.mirror_of(folder, run.tracking.mirror)) is not None:
+                mirror.try_update()
             return status_of(folder)
         # Cells of one adapter: the first trains it while the others wait, then all take it over.
         with ExitStack() as turn:
@@ -152,6 +157,9 @@ def run_cell(
             _record_end(folder, ended, minutes)
     if status_of(folder)[0] == "finished":
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    # The run has seen to the rest; its log and how its process ended were not its own to write.
+    if (mirror := remote.mirror_of(folder, run.tracking.mirror, "*")) is not None:
+        mirror.try_update()
     return status_of(folder)
 
 
