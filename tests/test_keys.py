@@ -200,6 +200,7 @@ EFFECTS = {
     "tracking.entity": effect("tracking.entity=team", shows_in=TRACKER, under=WANDB),
     "tracking.group": effect("tracking.group=night", shows_in=TRACKER, under=WANDB),
     "tracking.tags": effect("tracking.tags=[a]", shows_in=TRACKER, under=WANDB),
+    "tracking.mirror": effect("tracking.mirror=hf://me/runs", shows_in=REFUSED),
     "tracking.artifacts": effect("tracking.artifacts=true", shows_in=TRACKER, under=WANDB),
 }
 

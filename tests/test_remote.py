@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,7 +33,7 @@ from tests.test_run import UNMEASURED
 ROOT = Path(__file__).parents[1]
 
 SQL = "data.sources.sql"
-FROM_BUCKET = (*UNMEASURED, "data.root=s3://bucket/data", "trainer.max_steps=6")
+FROM_BUCKET = (*UNMEASURED, "data.root=s3://bucket/data")
 CHECKPOINTS = ("trainer.checkpoint_steps=1", "trainer.keep_checkpoints=2")
 
 
@@ -248,3 +249,299 @@ def test_a_server_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch)
         pytest.raises(ValueError, match=r"^s3://bucket/x cannot be read: Could not connect"),
     ):
         remote.local("s3://bucket/x")
+
+
+# --- data and models ----------------------------------------------------------------------------
+
+
+def test_remote_rows_have_the_digests_of_local_ones_and_are_called_by_their_url(
+    bucket: Any,
+) -> None:
+    composed = launch.compose_run(["data.root=s3://bucket/data"]).data
+    place = locate("sql", composed.sources["sql"], root=composed.root)
+    assert place.name == "s3://bucket/data/sql_create_context.jsonl.gz"
+    here = launch.compose_run([]).data
+    there = locate("sql", here.sources["sql"], root=here.root)
+    assert digest_place(place) == digest_place(there)
+
+
+def test_a_remote_root_without_the_file_says_what_it_has(bucket: Any) -> None:
+    composed = launch.compose_run(["data.root=s3://bucket/data", f"{SQL}.file=other"]).data
+    with pytest.raises(ValueError, match=r"data\.root=s3://bucket/data has .*it has code_alpaca"):
+        locate("sql", composed.sources["sql"], root=composed.root)
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "adapter" / "adapter_model.safetensors").read_bytes()
+
+
+# --- a mirrored run -----------------------------------------------------------------------------
+
+
+def train(*overrides: str) -> Any:
+    """``python train.py`` to its end, in the working folder."""
+    return subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), *overrides],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def start(*overrides: str) -> subprocess.Popen[bytes]:
+    """``python train.py`` on its way, in the working folder."""
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), *overrides],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+def move(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Go to another machine: another working folder, with nothing in it and no cache."""
+    machine.mkdir()
+    monkeypatch.chdir(machine)
+    monkeypatch.setenv("DOLLYLLAMA_CACHE", str(machine / "cache"))
+
+
+def test_an_interrupted_run_goes_on_from_its_mirror_to_the_same_adapter(
+    bucket: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "one"
+    composed = launch.compose_run(
+        [*FROM_BUCKET, *CHECKPOINTS, "tracking.mirror=s3://bucket/mirrored"]
+    )
+    upload = remote.Mirror.try_update
+
+    def upload_and_interrupt(mirror: remote.Mirror) -> None:
+        upload(mirror)
+        if list(folder.glob("checkpoints/*")) == [folder / "checkpoints" / "checkpoint-1"]:
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as during:
+        during.setattr(remote.Mirror, "try_update", upload_and_interrupt)
+        assert run(composed, folder).status is Status.interrupted
+    shutil.rmtree(folder)
+    shutil.rmtree(tmp_path / "cache")
+    assert [name for name in remote.names("s3://bucket/mirrored/one") if "state.pt" in name] == [
+        f"checkpoints/checkpoint-{step}/state.pt" for step in (1, 2)
+    ]
+    remote.fetch("s3://bucket/mirrored/one", folder)
+    assert run(composed, folder).status is Status.finished
+    run(launch.compose_run(UNMEASURED), tmp_path / "undisturbed")
+    assert weights(folder) == weights(tmp_path / "undisturbed")
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_on_another_machine_from_its_mirror(
+    bucket: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    steps = (*UNMEASURED, "trainer.max_steps=8")
+    urls = ("data.root=s3://bucket/data", "model=local", "model.path=s3://bucket/models/tiny")
+    mirror = ("tracking.mirror=s3://bucket/runs", *CHECKPOINTS)
+    named = "hydra.run.dir=runs/one"
+    move(tmp_path / "first", monkeypatch)
+    first = start(*steps, *urls, *mirror, named)
+    while first.poll() is None and not bucket.exists("bucket/runs/one/checkpoints/checkpoint-3"):
+        time.sleep(0.2)
+        bucket.invalidate_cache()
+    first.kill()
+    assert first.wait() == -signal.SIGKILL, "it was to be killed on its way"
+    shutil.rmtree(tmp_path / "first")
+
+    move(tmp_path / "second", monkeypatch)
+    said = train("resume=s3://bucket/runs/one")
+    assert said.returncode == 0, said.stderr
+    (folder,) = Path("runs").iterdir()
+    assert folder.name == "one"
+    losses = [
+        (line["step"], line["train/loss"]) for line in read_json_lines(folder / "metrics.jsonl")
+    ]
+    run(launch.compose_run(steps), tmp_path / "undisturbed")  # from local files, without a mirror
+    assert weights(folder) == weights(tmp_path / "undisturbed")
+    assert losses == [
+        (line["step"], line["train/loss"])
+        for line in read_json_lines(tmp_path / "undisturbed" / "metrics.jsonl")
+    ]
+    settings = json.loads((folder / "adapter" / "adapter_config.json").read_text("utf-8"))
+    assert settings["base_model_name_or_path"] == "tiny", "and no path of this machine"
+    bucket.invalidate_cache()
+    there = {path.removeprefix("bucket/runs/one/") for path in bucket.find("bucket/runs/one")}
+    assert there == {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+    move(tmp_path / "third", monkeypatch)
+    capsys.readouterr()
+    assert verbs.main(["generate", "s3://bucket/runs/one", "--instruction", "List my dogs."]) == 0
+    answer = capsys.readouterr().out
+    command = ["generate", str(tmp_path / "second" / folder), "--instruction", "List my dogs."]
+    assert verbs.main(command) == 0
+    assert capsys.readouterr().out == answer
+    assert verbs.main(["show", "s3://bucket/runs/one"]) == 0
+    assert capsys.readouterr().out.startswith("s3://bucket/runs/one: finished\n")
+    assert verbs.main(["report", "s3://bucket/runs", "s3://bucket/runs/one"]) == 0
+    assert "1 cell" in capsys.readouterr().out
+    assert Path("report/report.html").is_file()
+    assert not list(Path("cache/remote").rglob("checkpoints"))
+
+
+# --- mirrors ------------------------------------------------------------------------------------
+
+
+def a_run(folder: Path, status: str, checkpoint: int) -> Path:
+    """What a run's folder has while it trains."""
+    (folder / "checkpoints" / f"checkpoint-{checkpoint}").mkdir(parents=True)
+    (folder / "checkpoints" / f"checkpoint-{checkpoint}" / "state.pt").write_text("state")
+    (folder / "checkpoints" / f"checkpoint-{checkpoint}" / "digests.json").write_text("{}")
+    (folder / "result.json").write_text(status)
+    (folder / "wandb").mkdir()
+    (folder / "wandb" / "log").write_text("W&B's own")
+    (folder / ".config.yaml.tmp").write_text("half")
+    (folder / "config.yaml").write_text("seed: 0")
+    return folder
+
+
+def test_a_mirror_follows_its_folder_and_touches_nothing_beside_it(
+    bucket: Any, tmp_path: Path
+) -> None:
+    folder = a_run(tmp_path / "mine", "running", 2)
+    bucket.pipe("bucket/mirrors/mine/notes.txt", b"put here by hand")
+    bucket.pipe("bucket/mirrors/mine2/config.yaml", b"another run")
+    mirror = remote.mirror_of(folder, "s3://bucket/mirrors/")
+    assert mirror is not None
+    mirror.update()
+    (folder / "checkpoints" / "checkpoint-2").rename(folder / "checkpoints" / "checkpoint-4")
+    (folder / "result.json").write_text("finished")
+    mirror.update()
+    assert remote.names("s3://bucket/mirrors") == [
+        "mine/checkpoints/checkpoint-4/digests.json",
+        "mine/checkpoints/checkpoint-4/state.pt",
+        "mine/config.yaml",
+        "mine/notes.txt",
+        "mine/result.json",
+        "mine2/config.yaml",
+    ]
+    assert bucket.cat("bucket/mirrors/mine/result.json") == b"finished"
+
+
+def test_a_mirror_that_is_cut_at_any_moment_never_looks_finished(
+    bucket: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server is gone after so many files; what it has by then is looked at."""
+    sent = []
+    for files in range(5):
+        folder = a_run(tmp_path / f"cut{files}", "finished", 2)
+        put, left = bucket.put_file, iter(range(files))
+
+        def put_or_fail(*given: Any, put: Any = put, left: Any = left) -> None:
+            if next(left, None) is None:
+                raise ConnectionError("reset by peer")
+            put(*given)
+
+        mirror = remote.Mirror(folder, f"s3://bucket/cut/{folder.name}")
+        with monkeypatch.context() as during:
+            during.setattr(bucket, "put_file", put_or_fail)
+            if files < 4:
+                with pytest.raises(ValueError, match=r"cannot be written: reset by peer$"):
+                    mirror.update()
+            else:
+                mirror.update()
+        sent.append(remote.names(mirror.url))
+    assert [names[-1:] for names in sent[:4]] == [
+        [],
+        ["config.yaml"],
+        ["config.yaml"],
+        ["config.yaml"],
+    ]
+    assert ["checkpoints/checkpoint-2/digests.json", "config.yaml"] in sent
+    assert "result.json" in sent[4]
+
+
+def test_a_mirror_that_cannot_be_written_to_ends_the_run_before_its_work(
+    bucket: Any, tmp_path: Path
+) -> None:
+    composed = launch.compose_run([*UNMEASURED, "tracking.mirror=s3://nobucket/runs"])
+    with pytest.raises(ValueError, match=r"^s3://nobucket/runs/one/config\.yaml cannot be written"):
+        run(composed, tmp_path / "one")
+    assert not (tmp_path / "one" / "data.json").exists()
+
+
+def test_a_mirror_that_goes_meanwhile_does_not_end_the_training(
+    bucket: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bucket.mkdir("passing")
+    composed = launch.compose_run(
+        [*UNMEASURED, *CHECKPOINTS, "tracking.mirror=s3://passing/runs", "trainer.max_steps=3"]
+    )
+    folder = tmp_path / "one"
+    gone = threading.Thread(target=remove_when, args=(bucket, "passing", folder / "data.json"))
+    gone.start()
+    with pytest.raises(ValueError, match=r"one is finished, but s3://passing/.*copies it again$"):
+        run(composed, folder)
+    gone.join()
+    assert "not mirrored: s3://passing/runs/one/" in capsys.readouterr().err
+    assert json.loads((folder / "result.json").read_text("utf-8"))["status"] == "finished"
+
+
+def remove_when(files: Any, bucket: str, path: Path) -> None:
+    """Remove a bucket once a file is there."""
+    while not path.exists():
+        time.sleep(0.05)
+    files.rm(bucket, recursive=True)
+
+
+def test_a_mirror_with_a_run_of_another_config_is_refused(bucket: Any, tmp_path: Path) -> None:
+    saved = launch.compose_run([*UNMEASURED, "seed=1"])
+    config.save(saved, tmp_path / "config.yaml")
+    bucket.put_file(str(tmp_path / "config.yaml"), "bucket/runs/taken/config.yaml")
+    said = train(*UNMEASURED, "tracking.mirror=s3://bucket/runs", "hydra.run.dir=runs/taken")
+    assert said.returncode == launch.MENDABLE
+    assert said.stderr.splitlines()[-1].startswith(
+        "error: s3://bucket/runs/taken holds a run of another config, which differs in seed (1 "
+    )
+    assert not Path("runs/taken").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("tracking.mirror=hf://me/runs", "commit of every file"),
+        ("tracking.mirror=runs", "no protocol"),
+        ("tracking.mirror=s3://me:hunter2@bucket/runs", r"\[secret\]@bucket"),
+    ],
+)
+def test_a_mirror_that_cannot_be_is_refused_with_the_config(override: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        launch.compose_run([override])
+
+
+# --- studies ------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_study_goes_on_on_another_machine_from_its_mirror(
+    bucket: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    command = (
+        *("--multirun", *FROM_BUCKET, "evaluation=loss_only", "evaluation.loss_examples=6"),
+        *("lora.r=4,8", "tracking.mirror=s3://bucket/sweeps", "hydra.sweep.dir=sweeps/x"),
+    )
+    move(tmp_path / "first", monkeypatch)
+    said = train(*command)
+    assert said.returncode == 0, said.stderr
+    move(tmp_path / "second", monkeypatch)
+    again = train(*command)
+    assert again.returncode == 0, again.stderr
+    assert "2 cells in sweeps/x, 2 of them done" in again.stdout + again.stderr
+    for result in Path("sweeps/x").glob("*/result.json"):
+        first = tmp_path / "first" / result
+        assert result.read_bytes() == first.read_bytes()
+    assert verbs.main(["report", "s3://bucket/sweeps/x"]) == 0
+    assert "2 cells: 2 finished" in capsys.readouterr().out
