@@ -145,14 +145,9 @@ class _Place:
 
         ValueError when there is none, or for one that would be written outside of a copy.
         """
-        found: dict[str, Any] = {}
         with _told(f"{self.url} cannot be read"):
             self.files.invalidate_cache()
-            try:
-                found = self.files.find(self.root, detail=True)
-            except FileNotFoundError:
-                if not missing_ok or not self.files.exists(self.root.partition("/")[0]):
-                    raise
+            found = self.files.find(self.root, detail=True)
         listing = {}
         for path, about in found.items():
             inner = path.removeprefix(self.root)
