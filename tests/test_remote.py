@@ -266,7 +266,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
         if found is None:
             known = self.path.startswith(api)
             self.send_header("X-Error-Code", "EntryNotFound" if known else "RepoNotFound")
-        body = json.dumps(found).encode()
+        body = json.dumps(found or {}).encode()
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
