@@ -31,6 +31,7 @@ _BYSTANDERS = (
     "plots.py",
     "pyfunc.py",
     "redact.py",
+    "remote.py",
     "serving",
     "study",
     "summary.py",
