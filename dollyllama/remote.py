@@ -62,8 +62,8 @@ def check_url(url: str) -> None:
 def local(path: str, *, without: Sequence[str] = ()) -> Path:
     """A copy of what a URL names, file or folder, in the cache; another path as it is.
 
-    without: folders in it that are not copied. ValueError when it is not there, cannot be had
-    whole, or changes meanwhile.
+    without: names of folders that are not copied, at any depth. ValueError when it is not there,
+    cannot be had whole, or changes meanwhile.
     """
     if not is_remote(path):
         return Path(path).expanduser()
@@ -156,7 +156,7 @@ class _Place:
                 continue
             if inner and (inner[0] != "/" or {"", ".", ".."} & set(inner[1:].split("/"))):
                 raise ValueError(f"{self.url} has a file {path}, which no copy can: rename it")
-            if inner[1:].partition("/")[0] not in without:
+            if not set(without) & set(inner[1:].split("/")[:-1]):
                 tag = next((str(about[tag]) for tag in _TAGS if about.get(tag)), "")
                 listing[inner[1:]] = about["size"], tag
         if {".", ".."} & set(self.root.split("/")):

@@ -106,6 +106,8 @@ def test_a_folder_is_copied_without_what_is_left_out_or_only_keeps_a_folder(buck
     bucket.touch("bucket/run/")
     copy = remote.local("s3://bucket/run/", without=("checkpoints",))
     assert [path.relative_to(copy) for path in copy.rglob("*")] == [Path("config.yaml")]
+    above = remote.local("s3://bucket", without=("checkpoints",)) / "run"
+    assert [path.name for path in above.rglob("*")] == ["config.yaml"]
     assert {path.name for path in remote.local("s3://bucket/run").rglob("*") if path.is_file()} == {
         "config.yaml",
         "state.pt",
