@@ -16,12 +16,18 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from enum import StrEnum
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError  # type: ignore[import-untyped]
+from yaml import (  # type: ignore[import-untyped]
+    AliasEvent,
+    CSafeLoader,
+    YAMLError,
+    parse,
+)
 
 from dollyllama.device import cuda_is_available
 from dollyllama.explain import explain, explain_unknown_key, one_line, unknown_key
@@ -862,17 +868,32 @@ def read(path: Path) -> DictConfig:
     environment, is refused, since the folder may be a stranger's.
     """
     try:
-        values = OmegaConf.load(path)
+        text = path.read_text(encoding="utf-8")
+        require_no_alias(text)
+        values = OmegaConf.load(StringIO(text))
     except FileNotFoundError:
         raise ValueError(f"{path} is not there") from None
-    except (YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is damaged: {one_line(str(error))}") from None
+    except YAML_FAULTS as error:
+        raise ValueError(f"{path} is damaged: {one_line(str(error))[:200]}") from None
     if not isinstance(values, DictConfig):
         raise ValueError(f"{path} is damaged: it holds no keys and values")
     for key, value in leaves(OmegaConf.to_container(values, resolve=False)):
         if _INTERPOLATION.search(str(value)):
             raise ValueError(f"{path}: {key} is {value}, and a run's config holds no interpolation")
     return values
+
+
+#: What comes out of the readers of YAML for a text that is none, or whose tags do not fit.
+YAML_FAULTS = (
+    *(YAMLError, OmegaConfBaseException, OSError, ValueError, KeyError, TypeError, AttributeError),
+    *(OverflowError, RecursionError),
+)
+
+
+def require_no_alias(text: str) -> None:
+    """ValueError for YAML with an alias, by which a few lines could stand for endless ones."""
+    if any(isinstance(each, AliasEvent) for each in parse(text, Loader=CSafeLoader)):
+        raise ValueError("it has an alias (*NAME), which no config of a run has")
 
 
 def build(values: DictConfig, origin: str | None = None) -> Run:

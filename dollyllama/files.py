@@ -43,6 +43,44 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, text + "\n")
 
 
+#: The key under which a file of JSON keeps the digest of its other keys.
+_SIGNATURE = "sha256"
+
+
+def write_signed_json(path: Path, values: Mapping[str, Any]) -> None:
+    """``write_json`` with a digest of the values among them, by which a damage is noticed."""
+    write_json(path, {**values, _SIGNATURE: _sign(values)})
+
+
+def read_signed_json(path: Path) -> dict[str, Any]:
+    """The object that a JSON file holds. OSError without one, ValueError when it is damaged.
+
+    What an earlier version or a person wrote without a digest passes.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(values, dict):
+            raise ValueError("it holds no JSON object")
+        check_signature(values)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: {' '.join(str(error).split())}") from None
+    return values
+
+
+def check_signature(values: dict[str, Any]) -> None:
+    """Take the digest out of ``values``. ValueError when there is one, and it is not theirs."""
+    signature = values.pop(_SIGNATURE, None)
+    if signature is not None and signature != _sign(values):
+        raise ValueError(
+            f"it is not what was written; if it was changed on purpose, take out its {_SIGNATURE}"
+        )
+
+
+def _sign(values: Mapping[str, Any]) -> str:
+    others = {key: value for key, value in values.items() if key != _SIGNATURE}
+    return hashlib.sha256(json.dumps(others, sort_keys=True).encode()).hexdigest()
+
+
 def write_json_lines(path: Path, rows: Iterable[Any]) -> None:
     """Write one JSON object a line, atomically."""
     lines = (json.dumps(row, sort_keys=True, ensure_ascii=False, allow_nan=False) for row in rows)
@@ -50,9 +88,22 @@ def write_json_lines(path: Path, rows: Iterable[Any]) -> None:
 
 
 def read_json_lines(path: Path) -> list[Any]:
-    """Read JSON Lines. Splits on line feeds alone: U+2028 inside a string is no line break."""
-    text = path.read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.split("\n") if line]
+    """Read JSON Lines. Splits on line feeds alone: U+2028 inside a string is no line break.
+
+    ValueError that names the file when a line is no JSON.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
+    return [_parse(path, number, line) for number, line in enumerate(lines, start=1) if line]
+
+
+def _parse(path: Path, number: int, line: str) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged in line {number}: {error}") from None
 
 
 def read_unpacked(path: Path, named: str) -> bytes:

@@ -8,7 +8,6 @@ to start again. A verb that is interrupted ends with 130.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shlex
@@ -30,8 +29,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError, YAMLError  # type: ignore[import-untyped]
 
-from dollyllama import config, distributed, remote, sweeping
+from dollyllama import config, distributed, record, remote, sweeping
 from dollyllama.explain import explain, explain_option, explain_unknown_key, first_line, one_line
+from dollyllama.files import read_signed_json
 from dollyllama.interrupt import end_on_sigterm
 from dollyllama.redact import mask_output
 
@@ -473,9 +473,10 @@ def reopen_run(
 
     sources: what to take in place of the run's own data; the run's primary metric then becomes null
     where it is that of an own source. ValueError in one line for another section, or when
-    ``folder`` is no run.
+    ``folder`` is no run or its record is not as it was written.
     """
     saved = config.read(_config_file(folder))
+    record.check(folder)
     composed = _compose(overrides)  # a typo is told by its nearest name
     keys = [_overridden_key(override) for override in overrides]
     for key, override in zip(keys, overrides, strict=True):
@@ -518,9 +519,9 @@ def _is_finished(folder: Path) -> bool:
     if not result.exists():
         return False
     try:
-        return bool(json.loads(result.read_text(encoding="utf-8"))["status"] == "finished")
-    except (ValueError, KeyError) as error:
-        raise ValueError(f"{result} is damaged: {one_line(str(error))}") from error
+        return bool(read_signed_json(result)["status"] == "finished")
+    except KeyError as error:
+        raise ValueError(f"{result} is damaged: it has no {error}") from error
 
 
 def _shown(folder: Path) -> Path:

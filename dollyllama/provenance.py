@@ -36,9 +36,6 @@ PACKAGES = (
 #: Weight files beyond this are not read for their digest: it would cost more than it tells.
 MAX_DIGESTED_BYTES = 2**31
 
-#: What an adapter is, in PEFT's format.
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
-
 _PACKAGE = Path(__file__).parent
 
 
@@ -180,8 +177,11 @@ def describe_weights(base_model: str, revision: str | None) -> dict[str, Any]:
 
 
 def describe_adapter(folder: Path) -> dict[str, str]:
-    """SHA-256 of the files in an adapter's folder that decide what it computes."""
-    return {name: digest(folder / name) for name in ADAPTER_FILES if (folder / name).is_file()}
+    """SHA-256 of the files of an adapter and its tokenizer: all but the model card."""
+    files = sorted(folder.iterdir()) if folder.is_dir() else []
+    return {
+        path.name: digest(path) for path in files if path.is_file() and path.name != "README.md"
+    }
 
 
 def digest_in_name(path: Path) -> str | None:

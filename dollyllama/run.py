@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 import json
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -22,7 +23,7 @@ from typing import Any
 import torch
 from accelerate.utils import set_seed
 
-from dollyllama import config, distributed, embedded, preflight, provenance, remote
+from dollyllama import config, distributed, embedded, preflight, provenance, record, remote
 from dollyllama.bars import stage_bar
 from dollyllama.card import base_name, config_rows, model_card
 from dollyllama.data.prepare import EmptySide, PreparedData, prepare, write_record
@@ -36,7 +37,16 @@ from dollyllama.evaluation.suite import Evaluated, evaluate, select
 from dollyllama.evaluation.table import compare_table
 from dollyllama.explain import one_line
 from dollyllama.fast.attach import left_out
-from dollyllama.files import locked, read_json_lines, write_json, write_json_lines, write_text
+from dollyllama.files import (
+    damaged,
+    locked,
+    read_json_lines,
+    read_signed_json,
+    write_json,
+    write_json_lines,
+    write_signed_json,
+    write_text,
+)
 from dollyllama.model.adapter import attach_adapter, count_parameters, load_adapter, save_adapter
 from dollyllama.model.dense import dense_weights
 from dollyllama.model.load import load_base, load_merged, load_tokenizer
@@ -65,7 +75,7 @@ class Result:
 
     parameters: how many are trainable, and of how many. expected_memory_mib: the peak of training
     as told before it. seconds: by part of the run, over all its sessions; ``total`` is everything
-    between its beginnings and its ends.
+    between its beginnings and its ends. files: digests of the record, once the run has ended.
     """
 
     status: Status = Status.running
@@ -75,6 +85,7 @@ class Result:
     parameters: dict[str, int] = field(default_factory=dict)
     expected_memory_mib: float | None = None
     seconds: dict[str, float] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
 
 
 def run(
@@ -92,6 +103,7 @@ def run(
     stops being a number; the record in ``folder`` is complete either way. An interrupted run
     returns with that status.
     """
+    record.check(folder)
     result = _previous_result(folder)
     folder.mkdir(parents=True, exist_ok=True)
     device = choose_device(run_config.device)
@@ -268,6 +280,10 @@ def restore_merged(
         return load_merged(merged, choose_device(run_config.device))
 
 
+#: The names of a base's files less its tokenizer's, which an adapter brings along.
+_DECISIVE = re.compile(r"(generation_)?config\.json|.*\.(safetensors|bin|index\.json)")
+
+
 def check_base(
     run_config: config.Run, folder: Path, base_model: dict[str, Any] | None = None
 ) -> None:
@@ -283,7 +299,7 @@ def check_base(
     base_model = base_model or provenance.describe_weights(place, run_config.model.revision)
     here = base_model.get("files", {})
     for name, file in trained_on["files"].items():
-        if name != "config.json" and not name.endswith((".safetensors", ".bin")):
+        if not _DECISIVE.fullmatch(name):
             continue
         if here.get(name) != file:
             what = "differs" if name in here else "is missing"
@@ -296,16 +312,15 @@ def check_base(
 def check_adapter(folder: Path) -> None:
     """ValueError when the adapter is not the one that the run in ``folder`` trained.
 
-    A run that kept no digests of it passes, and so does a file that is missing: ``load_adapter``
-    names it.
+    A run that kept no digests of it passes.
     """
     trained = _read_record(folder, "provenance.json", "base_model").get("adapter", {})
-    for name, here in provenance.describe_adapter(folder / "adapter").items():
-        if trained.get(name, here) != here:
-            raise ValueError(
-                f"the adapter of {folder} is not the one that was trained: {name} differs; put the "
-                f"file back as it was"
-            )
+    for name in damaged(folder / "adapter", trained):
+        what = "differs" if (folder / "adapter" / name).exists() else "is missing"
+        raise ValueError(
+            f"the adapter of {folder} is not the one that was trained: {name} {what}; put the "
+            f"file back as it was"
+        )
 
 
 def choose_device(wish: config.Device) -> torch.device:
@@ -416,9 +431,8 @@ def _take_over(trained: Path, base: Any, result: Result, folder: Path) -> Any:
     check_adapter(trained)
     shutil.rmtree(folder / "adapter", ignore_errors=True)
     shutil.copytree(require_adapter(trained), folder / "adapter", copy_function=os.link)
-    theirs = json.loads((trained / "result.json").read_text(encoding="utf-8"))
-    result.parameters = theirs["parameters"]
-    result.train = FitResult(**theirs["train"])
+    theirs = _previous_result(trained)
+    result.parameters, result.train = theirs.parameters, theirs.train
     return load_adapter(base, folder / "adapter")
 
 
@@ -550,6 +564,8 @@ def _write_phase(path: Path, phase: str, measured: Sequence[Any]) -> list[dict[s
     """Put what was measured in a phase in place of what the file has of it; return its rows."""
     rows = [{"phase": phase, **asdict(each)} for each in measured]
     earlier = read_json_lines(path) if path.exists() else []
+    if not all(isinstance(row, dict) and "phase" in row for row in earlier):
+        raise ValueError(f"{path} is damaged: a row has no phase")
     if rows or earlier:
         write_json_lines(path, [*(row for row in earlier if row["phase"] != phase), *rows])
     return rows
@@ -643,23 +659,26 @@ def _previous_result(folder: Path) -> Result:
     path = folder / "result.json"
     if not path.exists():
         return Result()
-    values = json.loads(path.read_text(encoding="utf-8"))
-    metrics = {
-        phase: [Metric(**metric) for metric in metrics]
-        for phase, metrics in values["metrics"].items()
-    }
-    train = None if values["train"] is None else FitResult(**values["train"])
-    return Result(
-        metrics=metrics,
-        train=train,
-        parameters=values["parameters"],
-        expected_memory_mib=values["expected_memory_mib"],
-        seconds=values["seconds"],
-    )
+    values = read_signed_json(path)
+    try:
+        metrics = {
+            phase: [Metric(**metric) for metric in metrics]
+            for phase, metrics in values["metrics"].items()
+        }
+        train = None if values["train"] is None else FitResult(**values["train"])
+        return Result(
+            metrics=metrics,
+            train=train,
+            parameters=values["parameters"],
+            expected_memory_mib=values["expected_memory_mib"],
+            seconds=values["seconds"],
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged: {one_line(str(error))}") from None
 
 
 def _write_result(result: Result, folder: Path) -> None:
-    write_json(folder / "result.json", asdict(result))
+    write_signed_json(folder / "result.json", asdict(result))
 
 
 @contextmanager
@@ -679,6 +698,7 @@ def _recorded(result: Result, folder: Path) -> Iterator[None]:
             result.status, result.error = Status.interrupted, None
         raise
     finally:
+        result.files = record.describe(folder)
         _write_result(result, folder)
 
 

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError  # type: ignore[import-untyped]
 
+from dollyllama import record
 from dollyllama.card import config_rows
+from dollyllama.config import read
 from dollyllama.evaluation.metric import Metric
 from dollyllama.evaluation.table import compare_table
 from dollyllama.explain import one_line
+from dollyllama.files import read_signed_json
 
 #: A run that says "running" and has written nothing for so long has probably been killed.
 SILENT_SECONDS = 600
@@ -36,6 +37,15 @@ def summary(folder: Path) -> str:
     ValueError in one line when ``folder`` is no run folder or a file in it is damaged.
     """
     config = read_config(folder)
+    record.check(folder)
+    try:
+        return _told(folder, config)
+    except (KeyError, TypeError, AttributeError, ArithmeticError) as error:
+        what = f"{type(error).__name__}: {one_line(str(error))}"
+        raise ValueError(f"a file of the record in {folder} is damaged ({what})") from None
+
+
+def _told(folder: Path, config: dict[str, Any]) -> str:
     result = _read_json(folder / "result.json")
     data = _read_json(folder / "data.json")
     status, error = _status(folder, result)
@@ -67,10 +77,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         what = "is no run folder: it has no config.yaml" if folder.is_dir() else "is no folder"
         raise ValueError(f"{folder} {what}; `python train.py` prints the folder of its run")
-    try:
-        values = OmegaConf.to_container(OmegaConf.load(path))
-    except (OmegaConfBaseException, YAMLError, UnicodeDecodeError, OSError) as error:
-        raise ValueError(f"{path} is damaged: {one_line(str(error))[:200]}") from None
+    values = OmegaConf.to_container(read(path))
     if not isinstance(values, dict) or not {"model", "lora", "trainer", "data"} <= values.keys():
         raise ValueError(f"{path} is no config of a run: it lacks model, lora, trainer or data")
     return {str(key): value for key, value in values.items()}
@@ -94,13 +101,7 @@ def next_commands(folder: Path, status: str) -> list[str]:
 def _read_json(path: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise ValueError(f"{path} is damaged: {one_line(str(error))[:200]}") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} is damaged: it holds no JSON object")
-    return values
+    return read_signed_json(path)
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:

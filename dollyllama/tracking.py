@@ -25,7 +25,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from dollyllama import provenance
-from dollyllama.files import write_json_lines
+from dollyllama.files import read_signed_json, write_json_lines
 from dollyllama.redact import redact
 
 METRICS_FILE = "metrics.jsonl"
@@ -150,9 +150,9 @@ def read_cell(folder: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        cell: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        cell = read_signed_json(path)
         _ = cell["variant"], cell["seed"], cell["fingerprint"]
-    except (ValueError, KeyError, TypeError, OSError) as error:
+    except (ValueError, KeyError, OSError) as error:
         raise ValueError(f"{path} is damaged ({error}): remove {folder} to run it anew") from None
     return cell
 
@@ -473,10 +473,14 @@ def _read_whole_lines(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     lines = []
-    for number, text in enumerate(path.read_text(encoding="utf-8").split("\n")[:-1], start=1):
+    # Bytes that are no UTF-8 are no JSON either, in whatever line they are.
+    text = path.read_text(encoding="utf-8", errors="surrogateescape")
+    for number, line in enumerate(text.split("\n")[:-1], start=1):
         try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
+            values = json.loads(line.encode())
+            _ = values["step"] + 0
+            lines.append(values)
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise ValueError(
                 f"{path} is damaged in line {number}: remove the line to go on with this run"
             ) from None

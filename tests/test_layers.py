@@ -15,7 +15,7 @@ LAYERS = [
     ["device", "distributed", "files", "interrupt", "orphans", "redact", "explain", "webpage"],
     ["embedded", "bars"],
     ["remote"],
-    ["config", "hub", "provenance", "weights"],
+    ["config", "hub", "provenance", "record", "weights"],
     ["data.example", "data.prompt", "data.split"],
     [
         "data.formats",

@@ -114,10 +114,12 @@ def prepare(
         try:
             prepared = _make(wanted, data, tokenizer, seed=seed, report=report)
         except OSError as error:
+            what = error.strerror or str(error)
+            at = f": {error.filename}" if error.filename else ""
             raise ValueError(
-                f"data cannot be prepared in {cache} ({error.strerror or error}): make room there, "
-                "or name another folder by DOLLYLLAMA_CACHE=FOLDER; the same command goes on where "
-                "it stopped"
+                f"data cannot be prepared in {cache} ({what}{at}): make room there, or name "
+                "another folder by DOLLYLLAMA_CACHE=FOLDER; the same command goes on where it "
+                "stopped"
             ) from error
     _require_both_sides(prepared, data)
     return prepared

@@ -402,8 +402,15 @@ def _read_parquet(path: Path, where: str, batch_rows: int) -> Iterator[Row]:
         with pq.ParquetFile(path, pre_buffer=False, buffer_size=_BLOCK) as file:
             for batch in file.iter_batches(batch_rows):
                 yield from batch.to_pylist()
-    except (ValueError, OSError) as error:
+    except _LIBRARY_FAULTS as error:
         raise ValueError(f"{where} cannot be read as parquet: {root_line(error)}") from error
+
+
+#: What pyarrow and datasets raise for a damaged file, its own description included.
+_LIBRARY_FAULTS = (
+    *(ValueError, OSError, KeyError, IndexError, TypeError, AttributeError),
+    *(NotImplementedError, RuntimeError),
+)
 
 
 # --- through datasets: folders and the Hub ---
@@ -430,12 +437,15 @@ def read_folder(folder: Path, where: str, *, split: str, chunk_rows: int) -> Ite
     datasets = _load_datasets()
     try:
         data = _open_folder(datasets, folder, split)
-    except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
+    except (*_LIBRARY_FAULTS, datasets.exceptions.DatasetsError) as error:
         odd = "; datasets takes [ ] * ? in a path for patterns: rename the folder"
         hint = odd if set(str(folder)) & set("[]*?") else ""
         raise ValueError(f"{where} cannot be read: {root_line(error)}{hint}") from error
     if not isinstance(data, list):
-        yield from in_chunks(_stream(data, chunk_rows), chunk_rows)
+        try:
+            yield from in_chunks(_stream(data, chunk_rows), chunk_rows)
+        except _LIBRARY_FAULTS as error:
+            raise ValueError(f"{where} cannot be read: {root_line(error)}") from error
         return
     first = 0
     for path in data:

@@ -7,7 +7,6 @@ a build that was killed goes on behind it. Nothing here knows where rows come fr
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +22,7 @@ import pyarrow as pa
 
 from dollyllama.data.example import Example, Split
 from dollyllama.data.tokens import EncodedExample
-from dollyllama.files import damaged, digest, write_json
+from dollyllama.files import damaged, digest, read_signed_json, write_signed_json
 
 Array = npt.NDArray[Any]
 
@@ -95,7 +94,7 @@ def write_part(folder: Path, number: int, part: Part) -> None:
             writer.write_batch(batch)
         digests[name] = digest(temporary)
         temporary.replace(folder / name)
-    write_json(
+    write_signed_json(
         folder / f"{number:05d}.json",
         {
             "digests": digests,
@@ -109,9 +108,9 @@ def write_part(folder: Path, number: int, part: Part) -> None:
 
 def _note(folder: Path, number: int) -> dict[str, Any] | None:
     try:
-        note = json.loads((folder / f"{number:05d}.json").read_text(encoding="utf-8"))
+        note = read_signed_json(folder / f"{number:05d}.json")
         return note if isinstance(note["digests"], dict) else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError):
         return None
 
 
@@ -120,13 +119,13 @@ _WHOLE = "store.json"
 
 def finish_store(folder: Path, parts: int) -> None:
     """Say that the store is whole: ``parts`` parts and no more."""
-    notes = [json.loads((folder / f"{number:05d}.json").read_bytes()) for number in range(parts)]
+    notes = [read_signed_json(folder / f"{number:05d}.json") for number in range(parts)]
     total: dict[str, Any] = {"kept": [note["kept"] for note in notes], "digests": {}}
     for key in ("rows", "repaired", "rejected"):
         total[key] = dict(sum((Counter(note[key]) for note in notes), Counter()))
     for note in notes:
         total["digests"] |= note["digests"]
-    write_json(folder / _WHOLE, total)
+    write_signed_json(folder / _WHOLE, total)
 
 
 class Store:
@@ -135,7 +134,7 @@ class Store:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         try:
-            self._about = json.loads((folder / _WHOLE).read_text(encoding="utf-8"))
+            self._about = read_signed_json(folder / _WHOLE)
             kept = self._about["kept"]
             self.rows, self.repaired, self.rejected = (
                 Counter[str](self._about[key]) for key in ("rows", "repaired", "rejected")

@@ -143,8 +143,11 @@ def load_merged(folder: Path, device: torch.device) -> Any:
             model = AutoModelForCausalLM.from_pretrained(
                 folder, dtype="auto", use_safetensors=True, trust_remote_code=False
             )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{folder} is no model that transformers can load: {error}") from error
+    except Exception as error:  # as below
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        why = _sentence(error)
+        raise ValueError(f"{folder} is no model that transformers can load ({why})") from error
     return model.to(device).eval()
 
 
@@ -209,8 +212,6 @@ def _from_pretrained(auto: Any, what: str, path: str, revision: str | None, **se
     """``auto.from_pretrained`` for each kind of path, in silence, with errors of one line."""
     from pickle import UnpicklingError
 
-    from safetensors import SafetensorError
-
     local = _local_folder(path, revision)
     where = f"model.path={path}"
     if local is not None:
@@ -240,7 +241,9 @@ def _from_pretrained(auto: Any, what: str, path: str, revision: str | None, **se
             f"{where}: {', '.join(names) or 'its .bin files'}: pickled objects other than tensors, "
             f"which could run code, are not loaded: get the weights as safetensors"
         ) from error
-    except (OSError, ValueError, SafetensorError) as error:
+    except Exception as error:  # tokenizers' own are no better, and a wrong value raises any
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
         if settings.get("use_safetensors") and local is None:
             _refuse_pickled(path, revision, local_files_only=not answers)
         if local is not None:

@@ -177,15 +177,25 @@ def _read_header(path: Path) -> list[Stored]:
             header = json.loads(file.read(length))
         except ValueError as error:
             raise ValueError(f"{path} is damaged: copy it again") from error
+    try:
+        tensors = {name: about for name, about in header.items() if name != "__metadata__"}
+        places = {name: _place(about) for name, about in tensors.items()}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged ({error}): copy it again") from None
     found = []
-    for name, about in header.items():
-        if name == "__metadata__":
-            continue
-        if about["dtype"] not in _DTYPES:
+    for name, (dtype, shape, start, stop) in places.items():
+        if dtype not in _DTYPES:
             raise ValueError(
-                f"{path}: {name} is {about['dtype']}: only a base that is not quantised already "
-                f"can be merged into"
+                f"{path}: {name} is {dtype}: only a base that is not quantised already can be "
+                f"merged into"
             )
-        start = 8 + length + about["data_offsets"][0]
-        found.append(Stored(name, path, tuple(about["shape"]), _DTYPES[about["dtype"]], start))
+        if stop - start != math.prod(shape) * _DTYPES[dtype].itemsize:
+            raise ValueError(f"{path} is damaged ({name} has another size): copy it again")
+        found.append(Stored(name, path, shape, _DTYPES[dtype], 8 + length + start))
     return sorted(found, key=lambda each: each.start)
+
+
+def _place(about: Mapping[str, Any]) -> tuple[str, tuple[int, ...], int, int]:
+    """Type, shape, first byte and the one behind the last of a tensor, as a header has them."""
+    start, stop = map(int, about["data_offsets"])
+    return about["dtype"], tuple(map(int, about["shape"])), start, stop

@@ -6,7 +6,6 @@ again, and another config or other code never meets it.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -16,9 +15,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dollyllama import config, remote
+from dollyllama import config, record, remote
 from dollyllama.explain import one_line
-from dollyllama.files import locked, read_json_lines, write_json
+from dollyllama.files import locked, read_json_lines, read_signed_json, write_signed_json
 from dollyllama.redact import redact
 from dollyllama.study.identity import fingerprints
 from dollyllama.study.isolate import End, Ended, run_isolated
@@ -81,20 +80,19 @@ def slug(text: str) -> str:
 def read_result(cell: Path) -> dict[str, Any]:
     """What a cell's ``result.json`` holds; empty where it is missing or cannot be read."""
     try:
-        values = json.loads((cell / "result.json").read_text(encoding="utf-8"))
+        return read_signed_json(cell / "result.json")
     except (OSError, ValueError):
         return {}
-    return values if isinstance(values, dict) else {}
 
 
 def status_of(folder: Path) -> tuple[str, str | None]:
     """Status and error of a cell's ``result.json``: "absent" without one, "damaged" unreadable."""
     try:
-        values = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        values = read_signed_json(folder / "result.json")
         return str(values["status"]), values["error"]
     except FileNotFoundError:
         return "absent", None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError):
         return "damaged", "result.json cannot be read"
 
 
@@ -128,7 +126,7 @@ def run_cell(
         if (found := finished_twin(folder, planned)) is not None:
             twin, theirs = found
             about |= {"trained_by": theirs["trained_by"], "reused_from": str(twin)}
-            write_json(folder / CELL_FILE, about)
+            write_signed_json(folder / CELL_FILE, about)
             _copy_result(twin, folder)
             if (mirror := remote.mirror_of(folder, run.tracking.mirror)) is not None:
                 mirror.try_update()
@@ -144,7 +142,7 @@ def run_cell(
                 return status_of(folder)
             _clear(folder)
             about["trained_by"] = trained.name if trained else None
-            write_json(folder / CELL_FILE, about)
+            write_signed_json(folder / CELL_FILE, about)
             ended = run_isolated(
                 _run,
                 run,
@@ -179,8 +177,9 @@ def is_settled(folder: Path) -> bool:
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether a finished cell has its adapter, and the losses that its result speaks of."""
+    """Whether a finished cell has its adapter, and its record is as it was written."""
     try:
+        record.check(folder)
         metrics = read_result(folder)["metrics"].get("after", [])
         counts = {each["name"]: each["n"] for each in metrics}
         wanted = counts.get("loss/all", 0)
@@ -192,10 +191,15 @@ def is_whole(folder: Path) -> bool:
 
 
 def _clear(folder: Path) -> None:
-    """Take away a result that cannot be read, or speaks of what is gone: it is made anew."""
-    status, _ = status_of(folder)
-    if status in {"damaged", "finished"}:
-        (folder / "result.json").unlink()
+    """Take away what is damaged, or speaks of what is gone: the cell is then made anew."""
+    try:
+        record.check(folder)
+        whole = status_of(folder)[0] not in {"damaged", "finished"}
+    except (OSError, ValueError):
+        whole = False
+    if not whole:
+        for path in folder.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _run(run: config.Run, folder: Path, trained: Path | None) -> None:
@@ -215,12 +219,12 @@ def check_own(folder: Path, planned: Planned) -> None:
     if not folder.exists() or not any(folder.iterdir()):
         return
     try:
-        there = json.loads((folder / CELL_FILE).read_text(encoding="utf-8"))["fingerprint"]
+        there = read_signed_json(folder / CELL_FILE)["fingerprint"]
     except FileNotFoundError:
         if not (folder / "config.yaml").exists():
             return  # copied half-way, or killed at its very start
         there = None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError):
         raise ValueError(
             f"{folder / CELL_FILE} is damaged: remove {folder.name}, and it is run again"
         ) from None
@@ -235,7 +239,7 @@ def finished_cells(place: Path, pattern: str = "*") -> Iterator[tuple[Path, dict
     """The finished cells of a sweep folder with their ``cell.json``, by name."""
     for file in sorted(place.glob(f"{pattern}/{CELL_FILE}")):
         with suppress(OSError, ValueError):
-            about = json.loads(file.read_text(encoding="utf-8"))
+            about = read_signed_json(file)
             if status_of(file.parent)[0] == "finished":
                 yield file.parent, about
 
@@ -255,7 +259,7 @@ def _finished_training(folder: Path, planned: Planned) -> Path | None:
     """A finished cell of this sweep that trained, by itself, the adapter that this one needs."""
     for cell, about in finished_cells(folder.parent):
         own = about.get("training") == planned.training and about.get("trained_by") is None
-        if own and cell != folder and (cell / "adapter").is_dir():
+        if own and cell != folder and is_whole(cell):
             return cell
     return None
 
@@ -295,7 +299,7 @@ def _record_end(folder: Path, ended: Ended, minutes: float | None) -> None:
     }[ended.end]
     values: dict[str, Any] = {"metrics": {}, "train": None, "parameters": {}, "seconds": {}}
     values |= read_result(folder) | {"status": "failed", "error": str(redact(reason))}
-    write_json(folder / "result.json", values)
+    write_signed_json(folder / "result.json", values)
 
 
 def _last_line(log: Path) -> str:

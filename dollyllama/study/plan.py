@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
@@ -12,7 +11,7 @@ from statistics import fmean
 from typing import NoReturn
 
 from dollyllama import config
-from dollyllama.files import write_json
+from dollyllama.files import read_signed_json, write_signed_json
 from dollyllama.redact import redact
 from dollyllama.study.cells import (
     Planned,
@@ -147,7 +146,7 @@ def budget_of(trainer: config.Trainer) -> str:
 
 def write_plan(plan: StudyPlan, folder: Path, command: Sequence[str]) -> None:
     """Write ``sweep.json``, from which the report knows what was asked for."""
-    write_json(
+    write_signed_json(
         folder / PLAN_FILE,
         {
             "command": redact(list(command)),
@@ -173,11 +172,10 @@ def read_plan(folder: Path) -> list[Planned]:
     """The cells of ``sweep.json``. ValueError when it is missing or damaged."""
     path = folder / PLAN_FILE
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        return [Planned(**cell) for cell in values["cells"]]
+        return [Planned(**cell) for cell in read_signed_json(path)["cells"]]
     except FileNotFoundError:
         raise ValueError(f"{folder} is no sweep folder: it has no {PLAN_FILE}") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged: {error}") from None
 
 
@@ -240,8 +238,8 @@ def _estimate(plan: StudyPlan, left: Sequence[Planned], folder: Path, at_once: i
 
 def _budget(sweep: Path) -> str | None:
     try:
-        return str(json.loads((sweep / PLAN_FILE).read_text(encoding="utf-8"))["budget"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return str(read_signed_json(sweep / PLAN_FILE)["budget"])
+    except (OSError, ValueError, KeyError):
         return None
 
 

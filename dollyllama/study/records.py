@@ -18,15 +18,18 @@ import yaml  # type: ignore[import-untyped]
 from dollyllama.config import (
     PASS_AT,
     SCORES,
+    YAML_FAULTS,
     Grader,
     as_typed,
     differences,
     fingerprint,
     leaves,
+    require_no_alias,
 )
 from dollyllama.evaluation.code import pass_at_k
 from dollyllama.evaluation.metric import DETAILS
 from dollyllama.explain import one_line
+from dollyllama.files import check_signature, damaged
 from dollyllama.study.shapes import check_shape
 
 #: What says nothing about what is compared.
@@ -277,7 +280,7 @@ def head_scores(cells: Iterable[Cell]) -> list[str]:
 
 def _open(folder: Path) -> tuple[list[_Entry], dict[str, Any] | None]:
     """The cells in ``folder`` and, where it is a sweep's, what it plans."""
-    if (folder / "sweep.json").is_file():
+    if (folder / "sweep.json").exists():
         try:
             plan = _object(folder / "sweep.json")
             if not plan.get("cells"):
@@ -324,6 +327,11 @@ def _read(folder: Path, planned: dict[str, Any] | None) -> _Entry:
         except (ValueError, OSError) as error:
             problems.append(f"{name}.jsonl is damaged: {_short(error)}")
             rows[name] = []
+    if not problems:
+        changed = damaged(folder, result.get("files") or {})
+        problems += [f"{name} is not as the run wrote it" for name in changed[:1]]
+        if "config.yaml" in changed:
+            config = {}
     if not problems and result.get("status") == CellStatus.finished:
         problems += _unlike_the_record(result, rows["losses"], rows["samples"])
     status, reason = _status(folder, config, result, problems)
@@ -422,6 +430,7 @@ def _object(path: Path) -> dict[str, Any]:
     values = _yaml(text) if path.suffix == ".yaml" else json.loads(text)
     if not isinstance(values, dict):
         raise ValueError("it holds no keys and values")
+    check_signature(values)
     check_shape(path.name, values)
     return values
 
@@ -444,8 +453,9 @@ _SEED = re.compile(r"^seed: (\d+)$", re.MULTILINE)
 @lru_cache(maxsize=256)
 def _parsed(text: str) -> Any:
     try:
+        require_no_alias(text)
         return yaml.load(text, Loader=yaml.CSafeLoader)
-    except yaml.YAMLError as error:
+    except YAML_FAULTS as error:
         raise ValueError(_short(error)) from None
 
 

@@ -20,6 +20,7 @@ _SHAPES: dict[str, Mapping[str, Any]] = {
         "data!": {"sources!": {_ANY: {"grader": str}}},
     },
     "result.json": {
+        "files": {_ANY: str},
         "train": {
             "seconds": float,
             "tokens": float,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,7 +12,7 @@ from typing import Any
 import torch
 
 from dollyllama import config
-from dollyllama.files import write_json
+from dollyllama.files import read_signed_json, write_signed_json
 from dollyllama.training.loop import Log
 
 BUDGET_FILE = "budget.json"
@@ -37,11 +36,11 @@ def within_seconds(
     assert trainer.max_seconds is not None
     path = folder / BUDGET_FILE
     if path.exists():
-        tokens = json.loads(path.read_text(encoding="utf-8"))["max_tokens"]
+        tokens = read_signed_json(path)["max_tokens"]
     else:
         speed = median(_speeds(trainer, model, folder, train)[1:])
         tokens = max(1, round(speed * trainer.max_seconds))
-        write_json(path, {"max_tokens": tokens, "tokens_per_second": round(speed, 3)})
+        write_signed_json(path, {"max_tokens": tokens, "tokens_per_second": round(speed, 3)})
     return replace(trainer, max_seconds=None, max_tokens=tokens)
 
 

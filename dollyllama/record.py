@@ -1,0 +1,42 @@
+"""The files by which a run tells what it did, and whether they are still as it wrote them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dollyllama.files import damaged, digest, read_signed_json
+
+#: Beside ``result.json``, which holds their digests once the run has ended, in whatever way.
+FILES = (
+    "budget.json",
+    "clusters.jsonl",
+    "config.yaml",
+    "contamination.jsonl",
+    "data.json",
+    "losses.jsonl",
+    "metrics.jsonl",
+    "provenance.json",
+    "rejected.jsonl",
+    "samples.jsonl",
+)
+
+
+def describe(folder: Path) -> dict[str, str]:
+    """SHA-256 of each file of the record that is there."""
+    return {name: digest(folder / name) for name in FILES if (folder / name).is_file()}
+
+
+def check(folder: Path) -> None:
+    """ValueError when a file of the record is not as the run in ``folder`` left it.
+
+    While a run goes on, and after it was killed, there is nothing to tell by, and all passes.
+    """
+    path = folder / "result.json"
+    if not path.exists():
+        return
+    if changed := damaged(folder, read_signed_json(path).get("files") or {}):
+        file = folder / changed[0]
+        what = "is not as the run wrote it" if file.exists() else "is missing"
+        raise ValueError(
+            f"{file} {what}: put it back; if that is meant, take files and sha256 out of {path}"
+        )
