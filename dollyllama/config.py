@@ -906,10 +906,12 @@ def build(values: DictConfig, origin: str | None = None) -> Run:
         # Hydra's "+key=value" puts keys into a section that the section's class does not have.
         strange = unknown_key(values, Run)
         if strange is not None:
-            raise ValueError(f"{where}{explain_unknown_key(strange, Run)}")
+            raise ValueError(explain_unknown_key(strange, Run))
         run = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Run), values))
     except OmegaConfBaseException as error:
         raise ValueError(f"{where}{explain(error, Run)}") from error
+    except ValueError as error:
+        raise ValueError(f"{where}{error}") from error
     assert isinstance(run, Run)
     plain = OmegaConf.to_container(OmegaConf.structured(run), enum_to_str=True)
     for key, value in leaves(plain):

@@ -114,6 +114,10 @@ def main(hydra_main: Callable[[], None], *, sweeps: bool = False) -> NoReturn:
     except _EXPECTED as error:
         status = MENDABLE
         _say(describe(error), status)
+    except config.YAML_FAULTS as error:
+        _raise_unless_of_yaml(error)
+        status = MENDABLE
+        _say(describe(error), status)
     except KeyboardInterrupt:
         sweeping.SESSION.finish()
         status = RESUMABLE
@@ -277,6 +281,18 @@ def _compose(overrides: Sequence[str]) -> DictConfig:
             return compose("train", list(overrides))
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
         raise ValueError(describe(error)) from error
+    except config.YAML_FAULTS as error:
+        _raise_unless_of_yaml(error)
+        raise ValueError(describe(error)) from error
+
+
+def _raise_unless_of_yaml(error: Exception) -> None:
+    """Raise what no reader of YAML raised: theirs let a KeyError pass for a tag that is no fit."""
+    place = error.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    if place is None or not place.tb_frame.f_globals["__name__"].startswith("yaml."):
+        raise error
 
 
 def describe(error: BaseException) -> str:
@@ -300,6 +316,9 @@ def describe(error: BaseException) -> str:
             "the value of a config group is the name of one of its options, no number and no null "
             "(~GROUP leaves it out): --help lists them"
         )
+    if isinstance(error, LookupError | TypeError | AttributeError | RecursionError):
+        what = f"{type(error).__name__}: {one_line(str(error))}"
+        return f"a file of the config holds YAML that cannot be read ({what})"
     return one_line(str(error)) or type(error).__name__
 
 

@@ -199,7 +199,10 @@ def prepared(scene: Path) -> Any:
     benchmark = make_source(scene / "test.jsonl")
     data = make_data({"a": source}, benchmarks={"b": benchmark})
     made = prepare(data, make_tokenizer(), seed=0, cache=scene / "cache")
-    rows = [[(each.example, each.ids, each.spans) for each in side] for side in (made.train, made.held_out)]
+    rows = [
+        [(each.example, each.ids, each.spans) for each in side]
+        for side in (made.train, made.held_out)
+    ]
     counts = made.manifest["sources"]["a"]
     rejected = [(each.row, each.reason) for each in made.rejected()]
     assert counts["rows"]["read"] == counts["rows"]["trained"] + counts["rows"]["evaluated"] + len(
@@ -257,7 +260,9 @@ KINDS = {
     "new base": Kind("model", ("model/*",), begun, unnoticed),
     "sharded base": Kind("shards", ("model/*",), begun, unnoticed),
     "base to merge into": Kind("shards", ("model/model*",), merged_into, unnoticed),
-    "merged model": Kind("model", ("model/*.json", "model/*.safetensors"), loaded_merged, unnoticed),
+    "merged model": Kind(
+        "model", ("model/*.json", "model/*.safetensors"), loaded_merged, unnoticed
+    ),
     "kept 4-bit base": Kind("kept", ("cache/bases/*/*", "cache/digests/*"), kept_base),
     "checkpoint": Kind("checkpoints", ("checkpoints/*/*",), gone_on, is_earlier),
     "log of a killed run": Kind("log", ("metrics.jsonl",), logged, unnoticed),

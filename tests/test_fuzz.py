@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import random
 import re
+import sys
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
 from dollyllama import config, launch, preflight
+from dollyllama.summary import read_config
+from tests.test_launch import HEAVY
 
 #: Every key of the config, and every group.
 KEYS = sorted(dict(config.leaves(asdict(launch.compose_run([]))))) + launch.groups()
@@ -71,19 +80,97 @@ OVERRIDE = (
 )
 
 
-def judge(overrides: list[str]) -> str:
-    """What becomes of an override: "runs", or the line that refuses it."""
-    try:
-        run = launch.compose_run(overrides)
-        preflight.check(run)
-    except ValueError as error:
-        line = launch.describe(error)
-        assert line.strip(), overrides
-        assert "\n" not in line, (overrides, line)
-        assert not re.search(r"Traceback|object at 0x|<class '", line), (overrides, line)
-        return line
+def judge(build: Callable[[], config.Run], given: Any, name: str = "") -> str:
+    """What becomes of a config: "runs", or the line that refuses it, which holds ``name``.
+
+    Nothing heavy is imported on the way, which is what would take more than a second.
+    """
+    with mock.patch.dict(sys.modules, dict.fromkeys(HEAVY)):  # importing them is an ImportError
+        try:
+            run = build()
+            preflight.check(run)
+        except ValueError as error:
+            line = launch.describe(error)
+            assert line.strip(), given
+            assert "\n" not in line, (given, line)
+            assert not re.search(r"Traceback|object at 0x|<class '", line), (given, line)
+            assert name in line, (given, line)
+            return line
     assert isinstance(run, config.Run)
     return "runs"
+
+
+def of_overrides(overrides: list[str]) -> str:
+    return judge(lambda: launch.compose_run(overrides), overrides)
+
+
+# --- files --------------------------------------------------------------------------------------
+
+#: Lines that are odd YAML, or none.
+ODD = (
+    *("? [a, b]", "- 1", "---", "...", "%YAML 9.9", "\tseed: 1", "seed: 1: 2", "'", "seed: |", "{"),
+    *(
+        "seed: !!bool maybe",
+        "seed: !!timestamp x",
+        "seed: !!int x",
+        "seed: !!float x",
+        "a: !!set {b}",
+    ),
+    *("seed: 2001-99-99", "seed: 0o8", "seed: 1:99:99", "seed: .inf", "seed: 1e400", "!x seed: 1"),
+    *("seed: &a [*a]", "<<: *a", "lora: &l {r: 1}\ntrainer: *l", "seed: !!python/name:os.system"),
+    *("? {a: 1}\n: 2", "null: 1", "1: 2", "true: 1", "[]: 1", "\x00", "\ufeff", "seed: \x85", "#"),
+    "a: " + "[" * 2000,
+    # Doubled ten times: with thirty lines more it would not end.
+    "a: &a0 [x, x]\n" + "".join(f"b{n}: &a{n + 1} [*a{n}, *a{n}]\n" for n in range(10)),
+)
+EDIT = st.tuples(
+    KEY, st.sampled_from(VALUES) | st.integers() | st.floats() | st.text(max_size=12)
+) | st.tuples(st.just(""), st.sampled_from(ODD))
+EDITS = st.lists(EDIT, min_size=1, max_size=3)
+
+
+def edited(values: dict[str, Any], edits: list[tuple[str, Any]]) -> str:
+    """YAML of ``values`` after edits: a value for a key, or a line of text without one."""
+    lines = []
+    for key, value in edits:
+        if not key:
+            lines.append(value)
+            continue
+        *sections, last = key.lstrip("+~").split(".")
+        place = values
+        for section in sections:
+            if not isinstance(place.get(section), dict):
+                place[section] = {}
+            place = place[section]
+        place[last] = value
+    # Plain scalars are what a hand would type: "1e-4x" is text, "1" a number.
+    text = OmegaConf.to_yaml(OmegaConf.create(values, flags={"allow_objects": True}))
+    return "\n".join([re.sub(r": '(.*)'$", r": \1", text, flags=re.MULTILINE), *lines])
+
+
+def of_run_file(folder: Path, text: str) -> str:
+    """A config.yaml that was edited: the verbs and ``show`` read it."""
+    path = folder / "config.yaml"
+    path.write_text(text, encoding="utf-8", errors="surrogatepass")
+    with suppress(ValueError):
+        read_config(folder)
+    return judge(lambda: config.load(path), text, name=str(path))
+
+
+def of_experiment(folder: Path, text: str) -> str:
+    """An experiment of the user's own."""
+    path = folder / "experiment" / "mine.yaml"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(f"# @package _global_\n{text}\n", encoding="utf-8", errors="surrogatepass")
+    overrides = [f"hydra.searchpath=[file://{folder}]", "experiment=mine"]
+    return judge(lambda: launch.compose_run(overrides), text)
+
+
+def of_files(folder: Path, edits: list[tuple[str, Any]]) -> list[str]:
+    whole = OmegaConf.to_container(
+        OmegaConf.structured(launch.compose_run([])), enum_to_str=True, resolve=True
+    )
+    return [of_run_file(folder, edited(whole, edits)), of_experiment(folder, edited({}, edits))]
 
 
 COMMON: dict[str, Any] = {
@@ -93,15 +180,54 @@ COMMON: dict[str, Any] = {
 }
 
 
+LIST = st.lists(OVERRIDE, min_size=1, max_size=3)
+
+
 @seed(0)
 @settings(max_examples=150, **COMMON)
-@given(st.lists(OVERRIDE, min_size=1, max_size=3))
+@given(LIST)
 def test_overrides_run_or_are_refused_in_one_line(overrides: list[str]) -> None:
-    judge(overrides)
+    of_overrides(overrides)
+
+
+@seed(0)
+@settings(max_examples=60, **COMMON)
+@given(EDITS)
+def test_edited_files_run_or_are_refused_in_one_line(
+    tmp_path_factory: pytest.TempPathFactory, edits: list[tuple[str, Any]]
+) -> None:
+    of_files(tmp_path_factory.mktemp("edited"), edits)
+
+
+@pytest.mark.parametrize("line", ODD)
+def test_odd_yaml_is_refused_in_one_line(tmp_path: Path, line: str) -> None:
+    """Among them are those that once gave a traceback, or would not end."""
+    of_files(tmp_path, [("", line)])
 
 
 @pytest.mark.slow
-@settings(max_examples=2000, **COMMON)
-@given(st.lists(OVERRIDE, min_size=1, max_size=3))
-def test_two_thousand_overrides_run_or_are_refused_in_one_line(overrides: list[str]) -> None:
-    judge(overrides)
+def test_two_thousand_overrides_and_files_run_or_are_refused_in_one_line(tmp_path: Path) -> None:
+    counts: dict[str, Counter[str]] = {"overrides": Counter(), "config.yaml": Counter()}
+    counts["experiment"] = Counter()
+
+    def note(what: str, line: str) -> None:
+        counts[what]["runs" if line == "runs" else "refused"] += 1
+
+    @settings(max_examples=2000, **COMMON)
+    @given(LIST)
+    def overrides(drawn: list[str]) -> None:
+        note("overrides", of_overrides(drawn))
+
+    @settings(max_examples=500, **COMMON)
+    @given(EDITS)
+    def files(drawn: list[tuple[str, Any]]) -> None:
+        for what, line in zip(
+            ("config.yaml", "experiment"), of_files(tmp_path, drawn), strict=True
+        ):
+            note(what, line)
+
+    overrides()
+    files()
+    print(counts)  # pytest -rP shows it
+    assert sum(map(Counter.total, counts.values())) >= 3000
+    assert all(each["runs"] and each["refused"] for each in counts.values())
