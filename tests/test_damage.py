@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -22,6 +23,7 @@ from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
 from dollyllama import config, launch, record
+from dollyllama import run as run_module
 from dollyllama.answers import read_requests, resume_at
 from dollyllama.data.prepare import EmptySide, prepare
 from dollyllama.data.store import _open as mapped_part
@@ -134,6 +136,17 @@ def logits_of(model: Any, ids: torch.Tensor) -> str:
 
 def shown(scene: Path) -> Any:
     return summary(scene / "run")
+
+
+def finished(scene: Path) -> Any:
+    """What a run that was stopped comes to when it goes on."""
+    run_config = launch.compose_run(
+        [*TINY, f"model.path={scene / 'model'}", f"data.root={scene / 'rows'}"]
+    )
+    result = run(run_config, scene / "run")
+    weights = scene / "run" / "adapter" / "adapter_model.safetensors"
+    rows = [(scene / "run" / name).read_bytes() for name in ("losses.jsonl", "samples.jsonl")]
+    return asdict(result)["metrics"], weights.read_bytes(), rows
 
 
 def is_unfinished(whole: str, found: str) -> bool:
@@ -254,6 +267,7 @@ SOURCES = ("jsonl", "jsonl.gz", "json", "json.gz", "csv", "parquet")
 
 KINDS = {
     "run, shown": Kind("run", RUN_FILES, shown, is_unfinished),
+    "killed run, shown": Kind("killed", RUN_FILES, shown, unnoticed),
     "run, opened": Kind("run", RUN_FILES, reopened),
     "adapter": Kind("run", ("run/adapter/*.json", "run/adapter/*.safetensors"), restored),
     "base of an adapter": Kind("run", ("model/*",), restored),
@@ -286,6 +300,38 @@ KINDS = {
 }
 
 
+#: Where a reading is a whole run.
+RUNS = {
+    "stopped run, gone on": Kind("stopped", RUN_FILES, finished),
+    "checkpoint of a stopped run": Kind("stopped", ("run/checkpoints/*/*",), finished),
+}
+
+#: What once gave a traceback, a line without the file's name, or another result.
+ONCE = [
+    *(("run, shown", Damage(Way.flipped, number, 0.4, 0)) for number in range(11)),
+    *(("adapter", Damage(Way.flipped, number, 0.3, 1)) for number in range(4)),
+    ("base to merge into", Damage(Way.cut, 95, 0.33269, 6)),
+    ("base to merge into", Damage(Way.flipped, 65, 0.34382, 5)),
+    ("merged model", Damage(Way.emptied, 72)),
+    ("merged model", Damage(Way.cut, 62, 0.02834)),
+    ("new base", Damage(Way.flipped, 20, 0.20085, 5)),
+    ("new base", Damage(Way.flipped, 38, 0.15206, 4)),
+    ("new base", Damage(Way.flipped, 18, 0.13020, 3)),
+    ("new base", Damage(Way.flipped, 5, 0.83177, 2)),
+    ("sharded base", Damage(Way.flipped, 58, 0.01086, 5)),
+    ("prepared mix", Damage(Way.folder, 15)),
+    ("prepared source", Damage(Way.folder, 2)),
+    *(("prepared source", Damage(Way.flipped, 3, place / 40, 0)) for place in range(30)),
+    ("source, saved", Damage(Way.flipped, 83, 0.37961, 3)),
+    ("source, saved", Damage(Way.flipped, 32, 0.03245, 1)),
+    ("source, saved", Damage(Way.flipped, 25, 0.34693, 3)),
+    ("plan of a sweep", Damage(Way.folder, 15)),
+    ("plan of a sweep", Damage(Way.flipped, 0, 0.9, 0)),
+    ("cell, reported", Damage(Way.flipped, 65, 0.34382, 5)),
+    ("killed run, shown", Damage(Way.flipped, 10, 0.4, 0)),
+]
+
+
 # --- scenes -------------------------------------------------------------------------------------
 
 
@@ -293,11 +339,20 @@ def build(scene: str, folder: Path) -> None:
     """Make the files of a scene, as the product or its user makes them."""
     what, _, suffix = scene.partition(" ")
     match what:
-        case "run":
+        case "run" | "killed" | "stopped":
             write_model(folder / "model")
             write_json_lines(folder / "rows" / "sql_create_context.jsonl", sql_rows())
             overrides = (f"model.path={folder / 'model'}", f"data.root={folder / 'rows'}")
-            run(launch.compose_run([*TINY, *overrides]), folder / "run")
+            run_config = launch.compose_run([*TINY, *overrides])
+            if scene == "stopped":
+                with stopped_in_the_last_evaluation(), pytest.raises(KeyboardInterrupt):
+                    run(run_config, folder / "run")
+            else:
+                run(run_config, folder / "run")
+            if scene == "killed":
+                result = read_signed_json(folder / "run" / "result.json")
+                going_on = {**result, "status": "running", "files": {}}
+                write_signed_json(folder / "run" / "result.json", going_on)
         case "model":
             write_model(folder / "model")
         case "shards":
@@ -332,6 +387,20 @@ def build(scene: str, folder: Path) -> None:
             for path in (folder / "sweep").rglob("*.json"):
                 if path.name in ("cell.json", "sweep.json"):
                     write_signed_json(path, read_signed_json(path))
+
+
+@contextmanager
+def stopped_in_the_last_evaluation() -> Iterator[None]:
+    measured = iter([run_module.measure])
+
+    def measure(*given: Any) -> Any:
+        for once in measured:
+            return once(*given)
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(run_module, "measure", measure)
+        yield
 
 
 def sql_rows() -> list[dict[str, str]]:
@@ -393,10 +462,14 @@ class Scene:
         yield self.folder
 
 
+Scenes = Callable[[Kind], tuple[Scene, Any]]
+
+
 @pytest.fixture(scope="module")
-def scenes(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Kind], tuple[Scene, Any]]:
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Scenes:
     """Builds each scene once, and reads it whole once for each kind."""
     made: dict[str, Scene] = {}
+    read: dict[int, Any] = {}
 
     def scene_of(kind: Kind) -> tuple[Scene, Any]:
         if kind.scene not in made:
@@ -409,8 +482,10 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Kind], tuple[S
             shutil.copytree(folder, place / "kept")
             made[kind.scene] = Scene(folder, place / "kept")
         scene = made[kind.scene]
-        with scene.put_back() as folder:
-            return scene, kind.read(folder)
+        if id(kind) not in read:
+            with scene.put_back() as folder:
+                read[id(kind)] = kind.read(folder)
+        return scene, read[id(kind)]
 
     return scene_of
 
@@ -448,10 +523,28 @@ COMMON: dict[str, Any] = {
 
 @pytest.mark.parametrize("name", KINDS)
 @seed(0)
-@settings(max_examples=12, **COMMON)
+@settings(max_examples=8, **COMMON)
 @given(damage=DAMAGES)
-def test_a_damaged_file_is_named_or_repaired(
-    scenes: Callable[[Kind], tuple[Scene, Any]], name: str, damage: Damage
-) -> None:
-    scene, whole = scenes(KINDS[name])
-    judge(KINDS[name], scene, whole, damage)
+def test_a_damaged_file_is_named_or_repaired(scenes: Scenes, name: str, damage: Damage) -> None:
+    judge(KINDS[name], *scenes(KINDS[name]), damage)
+
+
+@pytest.mark.parametrize(("name", "damage"), ONCE, ids=str)
+def test_what_once_failed_does_no_more(scenes: Scenes, name: str, damage: Damage) -> None:
+    judge(KINDS[name], *scenes(KINDS[name]), damage)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*KINDS, *RUNS])
+def test_many_damages_are_named_or_repaired(scenes: Scenes, name: str) -> None:
+    kind = (KINDS | RUNS)[name]
+    scene, whole = scenes(kind)
+    counts: Counter[str] = Counter()
+
+    @settings(max_examples=20 if name in RUNS else 200, **COMMON)
+    @given(DAMAGES)
+    def check(damage: Damage) -> None:
+        counts[judge(kind, scene, whole, damage)] += 1
+
+    check()
+    print(f"{name}: {dict(sorted(counts.items()))}")  # pytest -rP shows it
