@@ -23,7 +23,8 @@ from dollyllama.summary import read_config
 from tests.test_launch import HEAVY
 
 #: Every key of the config, and every group.
-KEYS = sorted(dict(config.leaves(asdict(launch.compose_run([]))))) + launch.groups()
+DEFAULT = launch.compose_run([])
+KEYS = sorted(dict(config.leaves(asdict(DEFAULT)))) + launch.groups()
 OPTIONS = [
     f"{path.parent.name}={path.stem}"
     for path in sorted(launch.CONF.glob("*/*.yaml"))
@@ -167,9 +168,7 @@ def of_experiment(folder: Path, text: str) -> str:
 
 
 def of_files(folder: Path, edits: list[tuple[str, Any]]) -> list[str]:
-    whole = OmegaConf.to_container(
-        OmegaConf.structured(launch.compose_run([])), enum_to_str=True, resolve=True
-    )
+    whole = OmegaConf.to_container(OmegaConf.structured(DEFAULT), enum_to_str=True)
     return [of_run_file(folder, edited(whole, edits)), of_experiment(folder, edited({}, edits))]
 
 
@@ -191,7 +190,7 @@ def test_overrides_run_or_are_refused_in_one_line(overrides: list[str]) -> None:
 
 
 @seed(0)
-@settings(max_examples=60, **COMMON)
+@settings(max_examples=25, **COMMON)
 @given(EDITS)
 def test_edited_files_run_or_are_refused_in_one_line(
     tmp_path_factory: pytest.TempPathFactory, edits: list[tuple[str, Any]]
