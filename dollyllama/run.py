@@ -316,9 +316,11 @@ def check_adapter(folder: Path) -> None:
     """
     trained = _read_record(folder, "provenance.json", "base_model").get("adapter", {})
     for name in damaged(folder / "adapter", trained):
-        what = "differs" if (folder / "adapter" / name).exists() else "is missing"
+        path = folder / "adapter" / name
+        if not path.exists():
+            raise ValueError(f"{path} is missing: copy the folder again")
         raise ValueError(
-            f"the adapter of {folder} is not the one that was trained: {name} {what}; put the "
+            f"the adapter of {folder} is not the one that was trained: {name} differs; put the "
             f"file back as it was"
         )
 

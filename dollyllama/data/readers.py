@@ -429,6 +429,7 @@ def _load_datasets() -> Any:
 
 def _stream(dataset: Any, batch_rows: int) -> Iterator[Row]:
     for batch in dataset.with_format("arrow").iter(batch_size=batch_rows):
+        batch.validate(full=True)  # else a damaged offset ends the process: the file is mapped
         yield from batch.to_pylist()
 
 

@@ -25,6 +25,7 @@ from dollyllama.data.example import Question
 from dollyllama.data.formats import FORMATS, sql_instruction
 from dollyllama.data.prompt import Stretches, text_of
 from dollyllama.decoding.generate import PromptTooLargeError
+from dollyllama.files import read_signed_json, write_signed_json
 
 GOOD: list[dict[str, Any]] = [
     {"instruction": "Name a bird.", "id": 7},
@@ -356,6 +357,8 @@ def test_a_damaged_adapter_is_named(
         origin = json.loads((run / "provenance.json").read_text(encoding="utf-8"))
         del origin["adapter"]
         (run / "provenance.json").write_text(json.dumps(origin), encoding="utf-8")
+        result = read_signed_json(run / "result.json")
+        write_signed_json(run / "result.json", {**result, "files": {}})
     assert main(["generate", str(run), "--instruction", "a"]) == 2
     assert said in capsys.readouterr().err
 
