@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, what they hold, and folders that one process has."""
+"""Files that appear whole or not at all, what they hold, and places that one process has."""
 
 from __future__ import annotations
 
@@ -121,12 +121,15 @@ def read_unpacked(path: Path, named: str) -> bytes:
 
 
 @contextmanager
-def locked(folder: Path, busy: str | None) -> Iterator[None]:
-    """Keep other processes out of ``folder``; the lock goes with this one, killed or not.
+def locked(place: Path, busy: str | None) -> Iterator[None]:
+    """Keep other processes out of ``place``; the lock goes with this one, killed or not.
 
-    ValueError that says ``busy`` when one is at it; None waits for its turn.
+    place: a folder, or a file, which is made where there is none. Over NFS other machines are kept
+    out of files alone: they can be opened for writing, which a lock asks for there. ValueError that
+    says ``busy`` when a process is at it; None waits for its turn.
     """
-    handle = os.open(folder, os.O_RDONLY)
+    flags = os.O_RDONLY if place.is_dir() else os.O_RDWR | os.O_CREAT
+    handle = os.open(place, flags, 0o644)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy is not None else 0))

@@ -49,9 +49,12 @@ _EXPECTED = (ValueError, OSError, HydraException, OmegaConfBaseException, YAMLEr
 _PLUGINS = {
     "optuna": "pip install -e '.[optuna]'",
     "submitit": "pip install -e '.[submitit]'",
-    "ray": "docs/launchers.md says how to install it",
+    "ray": "docs/ray.md says how to install it",
 }
 
+
+#: Libraries whose errors say what became of a sweep's workers.
+_LAUNCHERS = ("joblib", "ray", "submitit")
 
 #: What ``--help`` prints. Hydra's own takes longer to list the groups than all the rest takes.
 _HELP = """\
@@ -122,6 +125,14 @@ def main(hydra_main: Callable[[], None], *, sweeps: bool = False) -> NoReturn:
         sweeping.SESSION.finish()
         status = RESUMABLE
         _say("interrupted: the same command " + ("goes on" if sweeps else "starts again"), status)
+    except Exception as error:
+        library = type(error).__module__.partition(".")[0]
+        if library not in _LAUNCHERS:
+            raise
+        sweeping.SESSION.finish()
+        status = FAILED
+        line = f"{library}: {type(error).__name__}: {first_line(error)}"
+        _say(f"{line}; when that is mended, the same command goes on", status)
     sys.exit(status)
 
 

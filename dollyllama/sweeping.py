@@ -41,6 +41,7 @@ from dollyllama.study.cells import (
     status_of,
 )
 from dollyllama.study.design import fractional_factorial
+from dollyllama.study.lost import prepare
 from dollyllama.study.plan import (
     PLAN_FILE,
     Job,
@@ -96,12 +97,11 @@ class Session:
         """
         from dollyllama.study.watch import Watch
 
-        place = folder / ".sweep"
-        place.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         busy = (
             f"another sweep runs in {_shown(folder)}: wait for it, or give hydra.sweep.dir=FOLDER"
         )
-        self._held.enter_context(locked(place, busy))
+        self._held.enter_context(locked(folder / ".sweep", busy))
         self.plan, self.folder = plan, folder
         write_plan(plan, folder, [Path(sys.argv[0]).name, *sys.argv[1:]])
         self._mirror = remote.mirror_of(
@@ -207,6 +207,7 @@ class StudyCallback(Callback):
         try:
             with launch.reported_to_user():
                 self._plan(config)
+                prepare(config.hydra.launcher)
         except Exception as error:  # or the jobs would be run without a plan
             print(f"error: no plan: {type(error).__name__}: {error}", file=sys.stderr)
             raise SystemExit(launch.FAILED) from error

@@ -287,7 +287,7 @@ def test_a_dry_run_tells_the_plan_and_leaves_nothing_behind(
 #: What makes no sense as a sweep, and what is said of it.
 SENSELESS = {
     ("seed=0,1", "+sweep.tips.rnak_8=more"): "sweep.tips.rnak_8 names no variant: did you mean",
-    ("hydra/launcher=ray", "seed=0,1"): "hydra/launcher=ray needs a plugin: docs/launchers.md",
+    ("hydra/launcher=ray", "seed=0,1"): "hydra/launcher=ray needs a plugin: docs/ray.md",
     ("seed=0,0",): "seed 0 of baseline is there twice",
     ("lora.r=16,16",): "is there twice",
     ("ablation=baseline,contrastive", "sweep.answers_primary=null"): "sweep.answers_primary=",
@@ -313,9 +313,9 @@ def test_a_sweep_that_makes_no_sense_ends_in_one_line_before_anything_runs(
 def test_a_second_sweep_in_one_folder_is_refused_while_the_first_runs(
     launched: Launch, cells: list[tuple[config.Run, Planned, Path]], working_folder: Path
 ) -> None:
-    place = working_folder / "sweep" / ".sweep"
+    place = working_folder / "sweep"
     place.mkdir(parents=True)
-    with locked(place, "not yet"):
+    with locked(place / ".sweep", "not yet"):
         status, lines = launched("--multirun", "seed=0,1", "hydra.sweep.dir=sweep")
     assert (status, len(lines)) == (2, 1)
     assert "another sweep runs in sweep: wait for it, or give hydra.sweep.dir=FOLDER" in lines[0]

@@ -56,7 +56,37 @@ def test_every_verb_is_there(command: str) -> None:
     assert shlex.split(command)[3] in VERBS
 
 
-def test_links_lead_somewhere() -> None:
-    links = re.findall(r"\]\(([^)]+)\)", README)
-    assert links
-    assert all((ROOT / link).exists() for link in links)
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def anchors(page: Path) -> set[str]:
+    """What its headings can be linked by."""
+    titles = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)]+)\)", page.read_text(encoding="utf-8")):
+        if not link.startswith("https://"):
+            path, _, anchor = link.partition("#")
+            there = page.parent / path if path else page
+            assert there.exists(), link
+            assert not anchor or anchor in anchors(there), link
+
+
+CONTAINER = (ROOT / "Containerfile").read_text(encoding="utf-8")
+
+
+def test_the_container_copies_what_is_there() -> None:
+    copies = re.findall(r"^COPY (?:--\S+ )*(.+) \S+$", CONTAINER, re.MULTILINE)
+    assert copies
+    for path in " ".join(copies).split():
+        assert (ROOT / path).exists(), path
+
+
+def test_the_container_installs_as_the_readme_does() -> None:
+    [install] = [each for each in COMMANDS if each.endswith("&& .venv/bin/python train.py")]
+    environment, package, _ = install.split(" && ")
+    assert f"RUN {environment.replace('python3', 'python3.11')} && {package}\n" in CONTAINER
+    assert CONTAINER.endswith('ENTRYPOINT ["python"]\nCMD ["train.py"]\n')

@@ -162,9 +162,9 @@ def run_cell(
 
 
 def _lock(sweep: Path, name: str) -> Path:
-    """A folder of the sweep to be locked under a name."""
+    """A file of the sweep to be locked under a name, by any of the machines that share it."""
     place = sweep / ".locks" / name
-    place.mkdir(parents=True, exist_ok=True)
+    place.parent.mkdir(parents=True, exist_ok=True)
     return place
 
 

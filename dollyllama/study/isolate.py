@@ -55,7 +55,8 @@ def run_isolated(
     """Call an importable ``function`` in a fork; its output goes to the end of ``log``.
 
     environment: variables to set in it. seconds: it is killed beyond them. It is killed too when
-    this process dies. A KeyboardInterrupt is raised again when the child has ended as well.
+    this process dies. What a signal's handler raises here (KeyboardInterrupt, or what submitit ends
+    a job by) is raised again when the child has written its checkpoint and ended as well.
     """
     # A worker of joblib has a start method of its own, which the fork would not know.
     multiprocessing.set_start_method("forkserver", force=True)
@@ -67,10 +68,10 @@ def run_isolated(
     child.start()
     try:
         child.join(seconds)
-    except KeyboardInterrupt as error:
-        if isinstance(error, Terminated):
+    except BaseException as error:
+        # Of Ctrl-C the terminal has told the child as well.
+        if isinstance(error, Terminated) or not isinstance(error, KeyboardInterrupt):
             child.terminate()
-        # Else the terminal has told the child as well: it writes its checkpoint and ends.
         child.join(GRACE_SECONDS)
         _kill(child)
         raise

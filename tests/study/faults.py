@@ -60,6 +60,14 @@ def hang(run: Any, folder: Path, trained: Path | None) -> None:
     time.sleep(600)
 
 
+def hang_and_save(run: Any, folder: Path, trained: Path | None) -> None:
+    write_result(folder, "running")
+    try:
+        time.sleep(600)
+    except KeyboardInterrupt:
+        write_result(folder, "interrupted")
+
+
 def crash(run: Any, folder: Path, trained: Path | None) -> None:
     import ctypes
 

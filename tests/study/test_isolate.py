@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -88,3 +89,27 @@ def test_no_orphan_is_left_when_the_parent_is_killed(tmp_path: Path) -> None:
     gone, alive = psutil.wait_procs(family, timeout=60)
     assert alive == []
     assert len(gone) == len(family)
+
+
+def test_a_parent_that_exits_by_a_signal_waits_until_the_child_has_saved(tmp_path: Path) -> None:
+    """As submitit ends a job that is to run again: its handler of SIGUSR2 exits."""
+    folder = tmp_path / "cell"
+    program = (
+        "import signal, sys\n"
+        "from pathlib import Path\n"
+        "from dollyllama.study.isolate import run_isolated\n"
+        "from tests.study import faults\n"
+        "signal.signal(signal.SIGUSR2, lambda *_: sys.exit(144))\n"
+        f"place = Path({str(folder)!r})\n"
+        "run_isolated(faults.hang_and_save, None, place, None, log=place.parent / 'log.txt',"
+        " environment={}, seconds=None)\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT)
+    while not (folder / "result.json").exists():
+        assert parent.poll() is None
+        time.sleep(0.05)
+    parent.send_signal(signal.SIGUSR2)
+    assert parent.wait() == 144
+    assert json.loads((folder / "result.json").read_text(encoding="utf-8"))["status"] == (
+        "interrupted"
+    )
