@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -90,3 +92,10 @@ def test_the_container_installs_as_the_readme_does() -> None:
     environment, package, _ = install.split(" && ")
     assert f"RUN {environment.replace('python3', 'python3.11')} && {package}\n" in CONTAINER
     assert CONTAINER.endswith('ENTRYPOINT ["python"]\nCMD ["train.py"]\n')
+
+
+def test_the_costs_are_what_their_arithmetic_prints() -> None:
+    text = (ROOT / "docs" / "costs.md").read_text(encoding="utf-8")
+    code, printed = re.search(r"```python\n(.*?)```\n\n```text\n(.*?)```", text, re.DOTALL).groups()
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout == printed

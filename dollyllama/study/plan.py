@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from heapq import heapreplace
 from pathlib import Path
 from statistics import fmean
 from typing import NoReturn
@@ -228,12 +229,20 @@ def _estimate(plan: StudyPlan, left: Sequence[Planned], folder: Path, at_once: i
     seconds = [fmean(own) for trains in (True, False) if (own := _seconds(costs, trains))]
     first = {cell.training: cell.folder for cell in reversed(plan.cells)}
     train = sum(first[cell.training] == cell.folder for cell in left)
-    total = train * seconds[0] + (len(left) - train) * seconds[-1]
+    total = _makespan([seconds[0]] * train + [seconds[-1]] * (len(left) - train), at_once)
     memory = max(cost.memory_mib for cost in costs)
     return (
-        f"about {max(1, round(total / at_once / 60))} min for the {len(left)} left, {at_once} at "
+        f"about {max(1, round(total / 60))} min for the {len(left)} left, {at_once} at "
         f"once, going by {len(costs)} finished ones; peak memory {memory:,.0f} MiB a cell"
     )
+
+
+def _makespan(durations: Sequence[float], at_once: int) -> float:
+    """When the last one ends where each begins as soon as one of ``at_once`` places is free."""
+    ends = [0.0] * at_once
+    for duration in durations:
+        heapreplace(ends, ends[0] + duration)
+    return max(ends)
 
 
 def _budget(sweep: Path) -> str | None:

@@ -613,20 +613,34 @@ def _once(cells: list[Cell], warnings: list[str]) -> list[Cell]:
     for cell in cells:
         groups[cell.variant, cell.seed].append(cell)
     kept = []
+    twice: list[bool] = []  # whether the results are the same, of cells that ran in several places
     for (variant, seed), same in sorted(groups.items()):
         *others, last = sorted(same, key=_precedence)
         kept.append(last)
+        finished = [each for each in others if each.status is CellStatus.finished]
         repeats = [
             each
-            for each in others
-            if each.status is CellStatus.finished
-            and (each.fingerprint is None or each.fingerprint != last.fingerprint)
+            for each in finished
+            if each.fingerprint is None or each.fingerprint != last.fingerprint
         ]
+        alike = [each for each in finished if each not in repeats and each.reused_from is None]
+        if alike and last.reused_from is None:
+            twice.append(all(recorded(each) == recorded(last) for each in alike))
         if repeats:
             warnings.append(
                 f"{variant} with seed {seed} was run {len(repeats) + 1} times, not all of it "
                 f"alike: {last.folder.name}, the latest, counts"
             )
+    if twice:
+        results = (
+            f"{twice.count(False)} of them with other results, as on another machine"
+            if not all(twice)
+            else "with the same results"
+        )
+        warnings.append(
+            f"cells that ran in several of the folders: {len(twice)}, {results}; of each the "
+            "latest counts, once"
+        )
     return kept
 
 

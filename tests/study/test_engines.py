@@ -55,6 +55,9 @@ class Study:
         self.process = start(self.folder, *STUDY, *self._launcher, log=self.log)
         return self.process
 
+    def again_with(self, *launcher: str) -> None:
+        self._launcher += launcher
+
     def told(self) -> str:
         return self.log.read_text(encoding="utf-8")
 
@@ -227,13 +230,26 @@ def test_slurm_requeues_a_job_that_goes_on_from_its_checkpoint(
     slurm.mkdir()
     fake_slurm.install(slurm)
     monkeypatch.setenv("PATH", f"{slurm}:{os.environ['PATH']}")
-    study = Study(tmp_path, "hydra/launcher=submitit_slurm", "hydra.launcher.timeout_min=600")
+    study = Study(tmp_path, "hydra/launcher=submitit_slurm", "hydra.launcher.timeout_min=10")
+
+    def out_of_time() -> None:
+        """Signal the job of a cell as Slurm does; a job of 10 minutes is always out of time."""
+        study.until(study.training)
+        cell = study.training()[0]
+        of_cell(study.folder, cell).send_signal(signal.SIGUSR2)
+        ends = len(study.told().split(": interrupted"))
+        study.until(lambda: len(study.told().split(": interrupted")) > ends)
+
     process = study.start()
-    study.until(study.training)
-    requeued = study.training()[0]
-    of_cell(study.folder, requeued).send_signal(signal.SIGUSR2)
-    study.until(lambda: f"{requeued.name.partition('.')[0]} seed" in study.told())
-    assert ": interrupted" in study.told()
+    out_of_time()
+    assert process.wait() == 1, study.told()
+    assert "error: submitit: UncompletedJobError: Job not requeued" in study.told()
+    done = study.finished()
+    assert len(done) == CELLS - 1
+
+    study.again_with("hydra.launcher.max_num_timeout=1")
+    process = study.start()
+    out_of_time()
     assert process.wait() == 0, study.told()
-    assert [each.name for each in slurm.glob("*.script")] == ["1000.script"]  # the same job
-    study.check(whole, {})
+    assert len(list(slurm.glob("*.script"))) == 2  # an array each: no job but these
+    study.check(whole, done)

@@ -80,6 +80,32 @@ def test_order_and_repetition_of_folders_change_nothing(sweep: Path, tmp_path: P
     ]
 
 
+@pytest.mark.parametrize(
+    ("shift", "told"), [(0.0, "with the same results"), (0.001, "1 of them with other results")]
+)
+def test_cells_of_two_machines_are_one_study(tmp_path: Path, shift: float, told: str) -> None:
+    machines = {
+        "east": ("rank_8", 8, (0, 1), 0.0, "2026-11-28"),
+        "west": ("rank_4", 4, (1, 2), shift, "2026-11-29"),
+    }
+    folders = []
+    for name, (variant, r, seeds, moved, day) in machines.items():
+        own = {"shift": moved, "provenance": {"started": day, "machine": {"processor": name}}}
+        variants = {"baseline": own, variant: {**own, "settings": {"lora__r": r}}}
+        folders.append(study_record.write_sweep(tmp_path / name, variants, seeds=seeds))
+    plan, cells = read_sweep(folders)
+    assert [(each.variant, each.seed, each.folder.parent.name) for each in cells] == [
+        *(("baseline", 0, "east"), ("baseline", 1, "west"), ("baseline", 2, "west")),
+        *(("rank_4", 1, "west"), ("rank_4", 2, "west")),
+        *(("rank_8", 0, "east"), ("rank_8", 1, "east")),
+    ]
+    assert plan.warnings == [
+        f"cells that ran in several of the folders: 1, {told}"
+        + (", as on another machine" if shift else "")
+        + "; of each the latest counts, once"
+    ]
+
+
 def test_of_a_cell_in_two_sweeps_the_finished_one_counts(sweep: Path, tmp_path: Path) -> None:
     other = study_record.write_sweep(
         tmp_path / "a_copy", {"baseline": {"status": "failed", "error": "killed"}}, seeds=(0, 1)
