@@ -1,8 +1,8 @@
 """What Hydra's launchers leave undone where a job or a cluster is lost, in the process that waits.
 
 submitit's would end at the first lost job, while the others go on unwatched. Ray's would wait for
-ever for a cluster whose head was started anew, which has never heard of the jobs, and would be
-aborted by SIGTERM.
+ever for a cluster whose head was started anew, which has never heard of the jobs; would be ended
+without a report when the head stays away; and would be aborted by SIGTERM.
 """
 
 from __future__ import annotations
@@ -65,9 +65,13 @@ def _join_cluster(settings: Any) -> None:
     joined = ray._raylet.GcsClient(address=address).cluster_id
 
     def watch() -> None:
-        while ray._raylet.GcsClient(address=address).cluster_id == joined:
-            time.sleep(_SECONDS)
-        print("Ray's head was started anew and does not know of this sweep", file=sys.stderr)
+        lost = "was started anew and does not know of this sweep"
+        try:
+            while ray._raylet.GcsClient(address=address).cluster_id == joined:
+                time.sleep(_SECONDS)
+        except ray.exceptions.RpcError:
+            lost = "does not answer any more"
+        print(f"Ray's head {lost}", file=sys.stderr)
         os.kill(os.getpid(), signal.SIGINT)
 
     threading.Thread(target=watch, daemon=True).start()
