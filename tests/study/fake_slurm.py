@@ -42,7 +42,8 @@ def sbatch(folder: Path, script: str) -> None:
         job = number if task is None else f"{number}_{task}"
         (folder / f"{job}.state").write_text("PENDING", encoding="utf-8")
         keeper = [sys.executable, __file__, "keep", str(folder), job]
-        subprocess.Popen(keeper, start_new_session=True, stdout=subprocess.DEVNULL)
+        nowhere = subprocess.DEVNULL  # submitit reads what sbatch says to its end
+        subprocess.Popen(keeper, start_new_session=True, stdout=nowhere, stderr=nowhere)
     print(f"Submitted batch job {number}")
 
 
