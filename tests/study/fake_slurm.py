@@ -99,9 +99,12 @@ def scancel(folder: Path, job: str) -> None:
 def _end(folder: Path, job: str) -> None:
     """SIGTERM to all processes of a job, and what is left after a while is killed."""
     session = int((folder / f"{job}.pid").read_text(encoding="utf-8"))
+    caller = os.getpid()
     if os.fork():
         return
     os.setsid()
+    while os.getppid() == caller:  # scontrol, called by the job itself, comes back first
+        time.sleep(0.01)
     with suppress(ProcessLookupError):
         os.killpg(session, signal.SIGTERM)
         psutil.wait_procs(members(session), timeout=KILL_WAIT)
