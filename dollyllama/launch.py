@@ -17,10 +17,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
+from traceback import walk_tb
 from typing import NoReturn
 
 from hydra import compose, initialize_config_dir
-from hydra._internal import utils
+from hydra._internal import config_loader_impl, utils
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
@@ -118,7 +119,7 @@ def main(hydra_main: Callable[[], None], *, sweeps: bool = False) -> NoReturn:
         status = MENDABLE
         _say(describe(error), status)
     except config.YAML_FAULTS as error:
-        _raise_unless_of_yaml(error)
+        _raise_unless_composing(error)
         status = MENDABLE
         _say(describe(error), status)
     except KeyboardInterrupt:
@@ -293,16 +294,14 @@ def _compose(overrides: Sequence[str]) -> DictConfig:
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
         raise ValueError(describe(error)) from error
     except config.YAML_FAULTS as error:
-        _raise_unless_of_yaml(error)
+        _raise_unless_composing(error)
         raise ValueError(describe(error)) from error
 
 
-def _raise_unless_of_yaml(error: Exception) -> None:
-    """Raise what no reader of YAML raised: theirs let a KeyError pass for a tag that is no fit."""
-    place = error.__traceback__
-    while place is not None and place.tb_next is not None:
-        place = place.tb_next
-    if place is None or not place.tb_frame.f_globals["__name__"].startswith("yaml."):
+def _raise_unless_composing(error: Exception) -> None:
+    """Raise what did not come up while Hydra read files: readers of YAML raise KeyErrors too."""
+    frames = (frame for frame, _ in walk_tb(error.__traceback__))
+    if all(frame.f_globals["__name__"] != config_loader_impl.__name__ for frame in frames):
         raise error
 
 

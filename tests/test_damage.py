@@ -301,10 +301,7 @@ KINDS = {
 
 
 #: Where a reading is a whole run.
-RUNS = {
-    "stopped run, gone on": Kind("stopped", RUN_FILES, finished),
-    "checkpoint of a stopped run": Kind("stopped", ("run/checkpoints/*/*",), finished),
-}
+RUNS = {"stopped run, gone on": Kind("stopped", RUN_FILES, finished)}
 
 #: What once gave a traceback, a line without the file's name, or another result.
 ONCE = [
