@@ -46,6 +46,9 @@ _FREE = ("tracking", "trainer.checkpoint_steps", "trainer.keep_checkpoints")
 _EXPECTED = (ValueError, OSError, HydraException, OmegaConfBaseException, YAMLError)
 
 
+#: What comes out of them besides, while they read files and overrides.
+_COMPOSING = (*config.YAML_FAULTS, AssertionError)
+
 #: What Hydra's launchers and sweepers that do not come along are installed by.
 _PLUGINS = {
     "optuna": "pip install -e '.[optuna]'",
@@ -118,7 +121,7 @@ def main(hydra_main: Callable[[], None], *, sweeps: bool = False) -> NoReturn:
     except _EXPECTED as error:
         status = MENDABLE
         _say(describe(error), status)
-    except config.YAML_FAULTS as error:
+    except _COMPOSING as error:
         _raise_unless_composing(error)
         status = MENDABLE
         _say(describe(error), status)
@@ -293,7 +296,7 @@ def _compose(overrides: Sequence[str]) -> DictConfig:
             return compose("train", list(overrides))
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
         raise ValueError(describe(error)) from error
-    except config.YAML_FAULTS as error:
+    except _COMPOSING as error:
         _raise_unless_composing(error)
         raise ValueError(describe(error)) from error
 
@@ -326,9 +329,14 @@ def describe(error: BaseException) -> str:
             "the value of a config group is the name of one of its options, no number and no null "
             "(~GROUP leaves it out): --help lists them"
         )
-    if isinstance(error, LookupError | TypeError | AttributeError | RecursionError):
+    if isinstance(
+        error, LookupError | TypeError | AttributeError | RecursionError | AssertionError
+    ):
         what = f"{type(error).__name__}: {one_line(str(error))}"
-        return f"a file of the config holds YAML that cannot be read ({what})"
+        return (
+            f"the config cannot be composed ({what}): a file of it holds odd YAML, or a key stands "
+            f"below one that has no keys"
+        )
     return one_line(str(error)) or type(error).__name__
 
 

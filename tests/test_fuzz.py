@@ -191,6 +191,11 @@ def test_overrides_run_or_are_refused_in_one_line(overrides: list[str]) -> None:
     of_overrides(overrides)
 
 
+@pytest.mark.parametrize("override", ["data.loss_roles.loss_roles=0"])
+def test_an_override_that_once_failed_is_refused_in_one_line(override: str) -> None:
+    assert of_overrides([override]) != "runs"
+
+
 @seed(0)
 @settings(max_examples=25, **COMMON)
 @given(EDITS)
