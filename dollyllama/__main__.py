@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 
-from dollyllama import launch, remote
+from dollyllama import distributed, launch, remote
 from dollyllama.explain import one_line
 from dollyllama.redact import mask_output
 from dollyllama.verbs import (
@@ -52,6 +52,8 @@ def main(arguments: Sequence[str]) -> int:
             meant = get_close_matches(verb, VERBS, n=1)
             hint = f": did you mean {meant[0]}?" if meant else f": there are {', '.join(VERBS)}"
             raise ValueError(f"there is no verb {verb}{hint}")
+        if distributed.processes() > 1:
+            raise ValueError(f"{verb} is for one process: start it without torchrun")
         status = VERBS[verb](rest)
         sys.stdout.flush()
     except BrokenPipeError:

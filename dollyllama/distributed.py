@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -45,22 +46,24 @@ def is_first() -> bool:
     return number() == 0
 
 
+def end_at_once() -> None:
+    """Let signals end a process other than the first, which has nothing to put in order, at once.
+
+    Also while it waits for the others; training asks otherwise.
+    """
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.SIG_DFL)
+
+
 @contextmanager
 def group() -> Iterator[None]:
-    """Join the other processes, and leave them at the end.
-
-    A process other than the first has nothing to put in order, so until training asks otherwise
-    signals end it at once, also while it waits for the others.
-    """
+    """Join the other processes, and leave them at the end."""
     if processes() == 1:
         yield
         return
     import torch
     from torch import distributed
 
-    if not is_first():
-        for each in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(each, signal.SIG_DFL)
     # Gloo tells what lies in main memory, under NCCL too: no GPU waits for it.
     cuda = torch.cuda.is_available()
     distributed.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=_PATIENCE)
@@ -72,11 +75,8 @@ def group() -> Iterator[None]:
 
 def in_group() -> bool:
     """Whether this process has joined others."""
-    if processes() == 1:
-        return False
-    from torch import distributed
-
-    return distributed.is_initialized()
+    module = sys.modules.get("torch.distributed")  # it may be about to be imported
+    return module is not None and hasattr(module, "is_initialized") and module.is_initialized()
 
 
 @contextmanager

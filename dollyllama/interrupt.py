@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from dollyllama import distributed
+
 _NOTICE = (
     "\nStopping after this step, with a checkpoint to resume from. Ctrl-C again stops at once.\n"
 )
@@ -54,7 +56,7 @@ def interruptible() -> Iterator[Callable[[], bool]]:
         nonlocal requested
         if requested and number == signal.SIGINT:
             raise KeyboardInterrupt
-        if not requested:
+        if not requested and distributed.is_first():
             # The signal may have come in the midst of a print, which cannot be entered twice.
             os.write(2, _NOTICE.encode())
         requested = True

@@ -97,7 +97,10 @@ def main(hydra_main: Callable[[], None], *, sweeps: bool = False) -> NoReturn:
         print(help_text(), end="")
         sys.exit(0)
     mask_output(stdout=True)
-    end_on_sigterm()
+    if distributed.is_first():
+        end_on_sigterm()
+    else:
+        distributed.end_at_once()
     ConfigStore.instance().store(name="schema", node=config.Study if sweeps else config.Run)
     sweeps = sweeps or bool({"--multirun", "-m"} & set(sys.argv[1:]))
     if sweeps and distributed.processes() > 1:
@@ -143,8 +146,14 @@ def main(hydra_main: Callable[[], None], *, sweeps: bool = False) -> NoReturn:
 def _prepare_sweep(sweeps: bool) -> None:
     """Take ``--dry-run`` from the command line, and give a sweep a folder that it finds again.
 
-    ValueError for a dry run of a single one.
+    ValueError for a dry run of a single one, and for a folder at a URL.
     """
+    for argument in sys.argv[1:]:
+        if argument.startswith(("hydra.run.dir=", "hydra.sweep.dir=")) and "://" in argument:
+            raise ValueError(
+                f"{argument} names a URL: name a folder here, and tracking.mirror=URL keeps a copy "
+                f"of it there"
+            )
     plain = {"--dry-run", "mode=plan"}
     sweeping.SESSION.dry_run = bool(plain & set(sys.argv[1:]))
     sys.argv[1:] = [argument for argument in sys.argv[1:] if argument not in plain]
@@ -485,7 +494,9 @@ def _is_free(key: str) -> bool:
 
 def _resumed_config(folder: Path, composed: DictConfig, overrides: Sequence[str]) -> config.Run:
     """The config of the run in ``folder``, with overrides of what leaves no trace in its result."""
-    saved = config.read(_config_file(folder, "resume="))
+    file = _config_file(folder, "resume=")
+    record.check(folder)
+    saved = config.read(file)
     for override in overrides:
         key = _overridden_key(override)
         if _is_free(key):

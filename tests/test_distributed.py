@@ -18,13 +18,13 @@ import torch
 from safetensors.torch import load_file
 
 from dollyllama import distributed, launch, preflight
+from dollyllama.__main__ import main
 from dollyllama.files import read_json_lines
 from dollyllama.training.budget import Plan
 from dollyllama.training.checkpoints import list_checkpoints
 
 ROOT = Path(__file__).parents[1]
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
-ACCELERATE = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes")
 #: Seven micro-batches an epoch: the last of the seven steps has one for two processes.
 SHARED = (
     *("tracking=files", "device=cpu", "data.max_rows=28", "data.held_out=0.02"),
@@ -37,11 +37,9 @@ SHARED = (
 )
 
 
-def start(
-    folder: Path, *overrides: str, processes: int = 1, launcher: tuple[str, ...] = TORCHRUN
-) -> subprocess.Popen[bytes]:
+def start(folder: Path, *overrides: str, processes: int = 1) -> subprocess.Popen[bytes]:
     """``python train.py`` in so many processes of one thread each."""
-    several = (*launcher, str(processes)) if processes > 1 else ()
+    several = (*TORCHRUN, str(processes)) if processes > 1 else ()
     command = [sys.executable, *several, str(ROOT / "train.py"), *SHARED, *overrides]
     environment = {
         **os.environ,
@@ -152,13 +150,13 @@ def test_sigterm_stops_all_after_one_step_and_two_go_on(alone: Path, tmp_path: P
 
 
 @pytest.mark.slow
-def test_one_begins_and_accelerate_goes_on_with_two(alone: Path, tmp_path: Path) -> None:
+def test_one_begins_and_two_go_on(alone: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     run = start(folder, processes=1)
     wait_for_checkpoint(folder, run)
     run.kill()
     run.wait()
-    assert_same_run(alone, finish(folder, processes=2, launcher=ACCELERATE))
+    assert_same_run(alone, finish(folder, processes=2))
 
 
 #: The bytes of a base's 4-bit weights on this process, before and after they are shared.
@@ -274,6 +272,21 @@ def test_what_processes_cannot_share_is_refused(
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match=wanted):
         preflight.check_processes(run)
+
+
+def test_a_verb_is_not_started_by_torchrun(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["show", "nowhere"]) == 2
+    assert capsys.readouterr().err == "error: show is for one process: start it without torchrun\n"
+
+
+def test_a_config_error_is_one_line_from_one_process(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    assert start(folder, "lora.rr=3", processes=2).wait() != 0
+    assert said(folder).count("error: ") == 1, said(folder)
+    assert "Terminated" not in said(folder)
 
 
 def test_a_sweep_is_not_started_by_torchrun(tmp_path: Path) -> None:

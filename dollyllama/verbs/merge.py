@@ -61,6 +61,8 @@ def read_options(
     require_positive(given, "max_shard_mib", "rows")
     if given.output.exists():
         raise ValueError(f"--output {given.output} exists already: name another folder")
+    if ":" in given.output.parts[0]:
+        raise ValueError(f"--output {given.output} is no folder here: merge here, then copy it")
     run_config = open_run(given.run, given.overrides)
     preflight.check_sandbox(run_config)
     return given, run_config
