@@ -228,7 +228,7 @@ def parquet() -> bytes:
     [
         (zipped(), "is a zip archive: unpack it"),
         (parquet(), "is Parquet: give it the suffix .parquet"),
-        (gzip.compress(b'{"a": 1}\n'), "is packed with gzip: give it the suffix .gz"),
+        (gzip.compress(b'{"a": 1}\n', mtime=0), "is packed with gzip: give it the suffix .gz"),
         (b"\n<!DOCTYPE html>\n<html>", "is HTML or XML"),
         ('{"a": 1}\n'.encode("utf-16"), "is UTF-16: convert it to UTF-8"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "run git lfs pull"),
