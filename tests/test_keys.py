@@ -53,6 +53,8 @@ EFFECTS = {
     "model.pickled_weights": effect(
         "model.pickled_weights=false", shows_in=REFUSED, under=["model.path=pickled_model"]
     ),
+    # Alone a process has no share: tests/test_distributed.py shows what the key does.
+    "model.sharded": effect("model.sharded=true", shows_in=REFUSED, under=["quantization=int8"]),
     "model.dtype": effect("model.dtype=float32", shows_in=DTYPES),
     "quantization.method": effect("quantization.method=fp4", shows_in=ADAPTER),
     "quantization.double": effect("quantization.double=false", shows_in=ADAPTER),
