@@ -124,6 +124,7 @@ def test_two_processes_make_the_run_of_one(alone: Path, tmp_path: Path) -> None:
     assert "Warning" not in said(folder)
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_ends_the_others_and_one_goes_on(alone: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     run = start(folder, processes=2)

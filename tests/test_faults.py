@@ -66,6 +66,7 @@ def mountable(tmp_path: Path) -> None:
         pytest.skip(f"this machine lets nobody mount a small file system: {done.stderr.strip()}")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("mountable")
 def test_a_full_disk_stops_a_run_with_one_line_and_a_folder_that_goes_on(tmp_path: Path) -> None:
     disk = tmp_path / "disk"
@@ -149,6 +150,7 @@ time.time_ns = lambda: int(time.time() * 1e9)
 """
 
 
+@pytest.mark.slow
 def test_a_clock_that_jumps_changes_nothing_but_the_times_of_the_log(tmp_path: Path) -> None:
     for name, code in (("steady", ""), ("jumping", ODD_CLOCK)):
         (tmp_path / name).mkdir()
@@ -161,6 +163,7 @@ def test_a_clock_that_jumps_changes_nothing_but_the_times_of_the_log(tmp_path: P
     assert all(0 <= spent < 600 for spent in seconds.values())
 
 
+@pytest.mark.slow
 def test_sigterm_before_training_leaves_a_run_that_goes_on(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     result = folder / "result.json"
