@@ -44,8 +44,6 @@ _FREE = ("tracking", "trainer.checkpoint_steps", "trainer.keep_checkpoints")
 
 #: What a user can mend, and what comes out of the libraries for it.
 _EXPECTED = (ValueError, OSError, HydraException, OmegaConfBaseException, YAMLError)
-
-
 #: What comes out of them besides, while they read files and overrides.
 _COMPOSING = (*config.YAML_FAULTS, AssertionError)
 
@@ -55,8 +53,6 @@ _PLUGINS = {
     "submitit": "pip install -e '.[submitit]'",
     "ray": "docs/ray.md says how to install it",
 }
-
-
 #: Libraries whose errors say what became of a sweep's workers.
 _LAUNCHERS = ("joblib", "ray", "submitit")
 
@@ -146,14 +142,8 @@ def main(hydra_main: Callable[[], None], *, sweeps: bool = False) -> NoReturn:
 def _prepare_sweep(sweeps: bool) -> None:
     """Take ``--dry-run`` from the command line, and give a sweep a folder that it finds again.
 
-    ValueError for a dry run of a single one, and for a folder at a URL.
+    ValueError for a dry run of a single one.
     """
-    for argument in sys.argv[1:]:
-        if argument.startswith(("hydra.run.dir=", "hydra.sweep.dir=")) and "://" in argument:
-            raise ValueError(
-                f"{argument} names a URL: name a folder here, and tracking.mirror=URL keeps a copy "
-                f"of it there"
-            )
     plain = {"--dry-run", "mode=plan"}
     sweeping.SESSION.dry_run = bool(plain & set(sys.argv[1:]))
     sys.argv[1:] = [argument for argument in sys.argv[1:] if argument not in plain]
@@ -411,12 +401,18 @@ def _omegaconf_cause(error: BaseException) -> OmegaConfBaseException | None:
 
 
 def _check_flags(arguments: Sequence[str]) -> None:
-    """Refuse unknown flags in one line; Hydra's parser would print its whole usage."""
+    """Refuse in one line unknown flags, of which Hydra's parser would print its whole usage, and
+    folders at a URL, which Hydra would make here under an odd name."""
     known = {flag for action in utils.get_args_parser()._actions for flag in action.option_strings}
     for argument in arguments:
         flag = argument.partition("=")[0]
         if flag.startswith("-") and flag not in known:
             raise ValueError(f"there is no flag {flag}: --help and --hydra-help list them")
+        if flag in {"hydra.run.dir", "hydra.sweep.dir"} and remote.is_remote(argument):
+            raise ValueError(
+                f"{argument} names a URL: name a folder here, and tracking.mirror=URL keeps a copy "
+                f"of it there"
+            )
 
 
 # --- folders and resuming -----------------------------------------------------------------------

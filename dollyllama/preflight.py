@@ -12,11 +12,11 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from dollyllama import config, distributed, embedded, remote
+from dollyllama import config, distributed
 from dollyllama.data.sources import locate
 from dollyllama.embedded import EMBEDDED
 from dollyllama.evaluation import sandbox
-from dollyllama.weights import check_weights
+from dollyllama.weights import base_place, check_weights
 
 #: The linear layers of a decoder block of the Llama family, and the head.
 LLAMA_LINEARS = (
@@ -91,7 +91,7 @@ def model_folder(path: str, revision: str | None) -> Path | None:
 
     ValueError when a local place was named and is not there, or when it cannot have a revision.
     """
-    local = embedded.MODEL if path == EMBEDDED else remote.local(path)
+    local = base_place(path)
     if local.is_dir():
         if revision is not None:
             raise ValueError(

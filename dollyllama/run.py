@@ -23,17 +23,16 @@ from typing import Any
 import torch
 from accelerate.utils import set_seed
 
-from dollyllama import config, distributed, embedded, preflight, provenance, record, remote
+from dollyllama import config, distributed, preflight, provenance, record, remote
 from dollyllama.bars import stage_bar
 from dollyllama.card import base_name, config_rows, model_card
 from dollyllama.data.prepare import EmptySide, PreparedData, prepare, write_record
 from dollyllama.data.show import count_table
 from dollyllama.data.store import lengths_of
 from dollyllama.data.tokens import EncodedExample
-from dollyllama.embedded import EMBEDDED
-from dollyllama.evaluation.loss import average_losses, held_out_loss
+from dollyllama.evaluation.loss import average_losses
 from dollyllama.evaluation.metric import Metric
-from dollyllama.evaluation.suite import Evaluated, evaluate, select
+from dollyllama.evaluation.suite import Evaluated, evaluate, select, shared_losses
 from dollyllama.evaluation.table import compare_table
 from dollyllama.explain import one_line
 from dollyllama.fast.attach import left_out
@@ -59,6 +58,7 @@ from dollyllama.tracking import Tracker, costs, open_tracker
 from dollyllama.training.budget import make_plan
 from dollyllama.training.checkpoints import list_checkpoints
 from dollyllama.training.fit import Diverged, FitResult, fit
+from dollyllama.weights import base_place
 
 
 class Status(StrEnum):
@@ -118,7 +118,7 @@ def run(
         origin = provenance.collect(
             device=str(device),
             seed=run_config.seed,
-            base_model=_base_folder(run_config.model.path),
+            base_model=str(base_place(run_config.model.path)),
             revision=run_config.model.revision,
         )
         if begun and (folder / "provenance.json").exists():
@@ -295,7 +295,7 @@ def check_base(
     trained_on = _read_record(folder, "provenance.json", "base_model")["base_model"]
     if trained_on is None or "files" not in trained_on:
         return
-    place = _base_folder(run_config.model.path)
+    place = str(base_place(run_config.model.path))
     base_model = base_model or provenance.describe_weights(place, run_config.model.revision)
     here = base_model.get("files", {})
     for name, file in trained_on["files"].items():
@@ -523,10 +523,6 @@ def load_model(run_config: config.Run, tokenizer: Any, device: torch.device) -> 
     return model.eval()
 
 
-def _base_folder(path: str) -> str:
-    return str(embedded.MODEL if path == EMBEDDED else remote.local(path))
-
-
 def _evaluate(
     run_config: config.Run,
     model: Any,
@@ -579,15 +575,15 @@ def _loss_by_source(
     """What is measured every ``trainer.eval_steps``; None when nothing is."""
     if run_config.trainer.eval_steps is None:
         return None
-    chosen = select(held_out, run_config.evaluation.loss_examples)
-    examples = [each for each in chosen if each.supervised]
+    evaluation = run_config.evaluation
+    examples = select(held_out, evaluation.loss_examples)
 
     def evaluate_loss(step: int) -> dict[str, float]:
-        size = run_config.evaluation.batch_size
         with dense_weights(model):
-            losses = distributed.shared_out(
+            losses = shared_losses(
+                model,
                 examples,
-                lambda share: held_out_loss(model, share, batch_size=size),
+                batch_size=evaluation.batch_size,
                 in_step=run_config.model.sharded,
             )
         return {each.name: each.value for each in average_losses(losses)}

@@ -104,9 +104,8 @@ class Session:
         self._held.enter_context(locked(folder / ".sweep", busy))
         self.plan, self.folder = plan, folder
         write_plan(plan, folder, [Path(sys.argv[0]).name, *sys.argv[1:]])
-        self._mirror = remote.mirror_of(
-            folder, plan.tracking.mirror, "*"
-        )  # cells see to themselves
+        # Cells see to themselves.
+        self._mirror = remote.mirror_of(folder, plan.tracking.mirror, "*")
         if self._mirror is not None:
             self._mirror.update()
         self._watch = Watch(

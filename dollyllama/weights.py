@@ -1,4 +1,5 @@
-"""Which files hold a base model's weights: safetensors, or pickles by the user's leave alone.
+"""Where a base model is, and which files hold its weights: safetensors, or pickles by the user's
+leave alone.
 
 A pickle can hold code. Those of weights are read by torch's ``weights_only`` reader, which makes
 tensors and nothing else, and only where ``model.pickled_weights`` says so. Nothing heavy is
@@ -10,8 +11,10 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
+from dollyllama import embedded, remote
 from dollyllama.explain import one_line
 
 #: What transformers looks for in a folder, in this order; an index names the files themselves.
@@ -22,6 +25,15 @@ _CONVERSION = (
     "import sys; from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; "
     "[each.from_pretrained(sys.argv[1]).save_pretrained(sys.argv[2]) for each in (M, T)]"
 )
+
+
+@cache
+def base_place(path: str) -> Path:
+    """Where ``model.path`` is here: the embedded folder, a copy of a remote one, or as it stands.
+
+    A server is asked once in a process, which so meets one base. ValueError as of ``remote.local``.
+    """
+    return embedded.MODEL if path == embedded.EMBEDDED else remote.local(path)
 
 
 def weight_files(folder: Path) -> list[Path]:

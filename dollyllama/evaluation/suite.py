@@ -11,7 +11,7 @@ from typing import Any
 
 from dollyllama.config import PASS_AT, SCORES, Decoding, Grader, PromptFormat
 from dollyllama.data.example import Example
-from dollyllama.data.prompt import Stretches, build_prompt, text_of
+from dollyllama.data.prompt import build_prompt, text_of
 from dollyllama.data.tokens import EncodedExample
 from dollyllama.decoding.generate import Completion, StoppedBy, generate
 from dollyllama.distributed import shared_out
@@ -85,30 +85,25 @@ def evaluate(
     question. run_code: run answers in Python against the tests of their examples (``code.grade``).
     progress: called with "loss", "answers" or "grading", the number done and the total. Processes
     of one run share the work, and all return the whole; ``in_step`` each does all of it, which a
-    base in shares needs. ValueError and OSError where the sandbox
-    cannot be had.
+    base in shares needs. ValueError and OSError where the sandbox cannot be had.
     """
+
+    losses = shared_losses(
+        model,
+        select(held_out, loss_examples),
+        batch_size=batch_size,
+        in_step=in_step,
+        progress=progress,
+    )
 
     def report(what: str, total: int) -> Callable[[int], None] | None:
         return None if progress is None else lambda done: progress(what, done, total)
 
-    measured = [each for each in select(held_out, loss_examples) if each.supervised]
-
-    def losses_of(examples: Sequence[EncodedExample]) -> list[ExampleLoss]:
-        progress = report("loss", len(examples))
-        return held_out_loss(model, examples, batch_size=batch_size, progress=progress)
-
-    losses = shared_out(measured, losses_of, in_step=in_step)
-    examples = [
-        encoded.example for encoded in select(held_out, generate_examples) for _ in range(answers)
-    ]
-    prompts = [build_prompt(example, prompt, tokenizer) for example in examples]
-
     def graded(example: Example, asked: str, completion: Completion) -> Sample:
         return grade(example, asked, completion, graders[example.source], run_code=run_code)
 
-    def samples_of(asked: Sequence[tuple[Example, Stretches]]) -> list[Sample]:
-        examples, prompts = [each for each, _ in asked], [each for _, each in asked]
+    def samples_of(examples: Sequence[Example]) -> list[Sample]:
+        prompts = [build_prompt(example, prompt, tokenizer) for example in examples]
         completions = generate(
             model,
             tokenizer,
@@ -129,13 +124,32 @@ def evaluate(
                     grading(len(made))
         return made
 
-    asked = list(zip(examples, prompts, strict=True))
+    asked = [each.example for each in select(held_out, generate_examples) for _ in range(answers)]
     samples = shared_out(asked, samples_of, in_step=in_step)
     scores = average(samples)
     metrics = [*average_losses(losses), *overall_score(scores, graders), *scores]
     # A stable sort: within a source the loss first, then the scores in the grader's order.
     metrics.sort(key=lambda metric: metric.name.partition("/")[2])
     return Evaluated(metrics, losses, samples)
+
+
+def shared_losses(
+    model: Any,
+    examples: Sequence[EncodedExample],
+    *,
+    batch_size: int,
+    in_step: bool,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> list[ExampleLoss]:
+    """The losses of ``examples`` that have one; the other arguments are those of ``evaluate``."""
+
+    def own(share: Sequence[EncodedExample]) -> list[ExampleLoss]:
+        report = None if progress is None else lambda done: progress("loss", done, len(share))
+        return held_out_loss(model, share, batch_size=batch_size, progress=report)
+
+    # One without a supervised token has no loss, which would put what is shared out of order.
+    measured = [each for each in examples if each.supervised]
+    return shared_out(measured, own, in_step=in_step)
 
 
 def select(held_out: Sequence[EncodedExample], count: int) -> list[EncodedExample]:

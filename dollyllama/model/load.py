@@ -18,12 +18,11 @@ from typing import Any
 
 import torch
 
-from dollyllama import embedded, remote
 from dollyllama.config import Dtype, Quantization, QuantizationMethod
 from dollyllama.embedded import EMBEDDED
 from dollyllama.hub import hub_answers, root_line
 from dollyllama.model.quantised import load_or_quantise
-from dollyllama.weights import PICKLED, check_weights, refusal
+from dollyllama.weights import PICKLED, base_place, check_weights, refusal
 
 PAD_TOKEN = "[PAD]"
 
@@ -276,7 +275,7 @@ def _local_folder(path: str, revision: str | None) -> Path | None:
 
     ValueError when it is not there.
     """
-    local = embedded.MODEL if path == EMBEDDED else remote.local(path)
+    local = base_place(path)
     if not local.is_dir():
         if local.exists():
             raise ValueError(f"model.path={path} is a file: name the folder that it is in")

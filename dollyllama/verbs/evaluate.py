@@ -23,7 +23,7 @@ from dollyllama.config import (
     Source,
 )
 from dollyllama.data.example import Example, Rejected
-from dollyllama.verbs.parser import fetched, open_run, run_parser
+from dollyllama.verbs.parser import fetched, open_run, run_parser, written
 
 if TYPE_CHECKING:
     from dollyllama.data.readers import Damaged
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str]) -> int:
     )
     command.add_argument(
         "--output",
-        type=Path,
+        type=written,
         help="folder for metrics.json and samples.jsonl (default: in RUN, where that is a folder)",
     )
     given = command.parse_intermixed_args(arguments)

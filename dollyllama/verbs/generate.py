@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dollyllama.verbs.parser import fetched, open_run, run_parser
+from dollyllama.verbs.parser import fetched, open_run, run_parser, written
 
 if TYPE_CHECKING:
     from dollyllama.decoding.generate import Completion, Piece
@@ -34,7 +34,9 @@ def main(arguments: Sequence[str]) -> int:
         "the exit status is 1 when some lines could not be asked",
     )
     command.add_argument(
-        "--output", type=Path, help="JSON Lines for --input; one that is half written is continued"
+        "--output",
+        type=written,
+        help="JSON Lines for --input; one that is half written is continued",
     )
     given = command.parse_intermixed_args(arguments)
     if (given.input is None) != (given.output is None):

@@ -14,7 +14,7 @@ from typing import Any
 from dollyllama import config, preflight
 from dollyllama.config import Dtype
 from dollyllama.files import locked
-from dollyllama.verbs.parser import open_run, require_positive, run_parser
+from dollyllama.verbs.parser import open_run, require_positive, run_parser, written
 
 #: A merge beyond either is not published. docs/merging.md has the measurements behind them.
 MAX_KL = 0.01
@@ -40,7 +40,7 @@ def read_options(
 
     ValueError for a number below 1, an output that is there, or a run that cannot be opened.
     """
-    command.add_argument("--output", type=Path, required=True, help="folder to make")
+    command.add_argument("--output", type=written, required=True, help="folder to make")
     command.add_argument(
         "--base",
         choices=["quantised", "original"],
@@ -61,8 +61,6 @@ def read_options(
     require_positive(given, "max_shard_mib", "rows")
     if given.output.exists():
         raise ValueError(f"--output {given.output} exists already: name another folder")
-    if ":" in given.output.parts[0]:
-        raise ValueError(f"--output {given.output} is no folder here: merge here, then copy it")
     run_config = open_run(given.run, given.overrides)
     preflight.check_sandbox(run_config)
     return given, run_config

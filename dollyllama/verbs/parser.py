@@ -46,6 +46,13 @@ def fetched(text: str) -> Path:
         raise OSError(str(error)) from error
 
 
+def written(text: str) -> Path:
+    """A path to write to. OSError for a URL, as of ``fetched``."""
+    if remote.is_remote(text):
+        raise OSError(f"{text} is no place here: write to one here, and copy that")
+    return Path(text)
+
+
 def require_positive(given: argparse.Namespace, *names: str) -> None:
     """ValueError for a flag of ``names`` that was given a number below 1."""
     for name in names:

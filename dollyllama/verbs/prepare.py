@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dollyllama import launch, preflight
-from dollyllama.verbs.parser import parser
+from dollyllama.verbs.parser import parser, written
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -17,7 +17,7 @@ def main(arguments: Sequence[str]) -> int:
     command.add_argument(
         "overrides", nargs="*", help="as for train.py: data=sql data.max_length=256"
     )
-    command.add_argument("--output", type=Path, help="folder for data.json and the record")
+    command.add_argument("--output", type=written, help="folder for data.json and the record")
     command.add_argument("--examples", type=int, default=4, help="how many to show (default: 4)")
     command.add_argument(
         "--html", action="store_true", help="also write data.html, a page to look at"

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dollyllama import remote
-from dollyllama.verbs.parser import fetched, parser
+from dollyllama.verbs.parser import fetched, parser, written
 
 
 def main(arguments: Sequence[str]) -> None:
     """compare the runs of sweeps, or any runs: report.html, report.md, report.csv"""
     command = parser("report", main.__doc__)
     command.add_argument("folders", nargs="+", type=fetched, metavar="DIR", help="sweeps and runs")
-    command.add_argument("--output", type=Path, help="default: the sweep's folder, else report/")
+    command.add_argument("--output", type=written, help="default: the sweep's folder, else report/")
     command.add_argument("--baseline", metavar="VARIANT", help="what the others are compared with")
     command.add_argument("--primary", metavar="METRIC", help="the metric that decides: loss/all")
     given = command.parse_args(arguments)
