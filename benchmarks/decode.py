@@ -5,11 +5,11 @@
 One process, random weights: the cost of a token does not depend on what it is. The classic
 way is that of transformers 4.46.3, the last that had contrastive search: k copies of the cache, a
 pass over k rows, and the chosen copy kept. "generate" is greedy search by transformers' own
-``generate``, as it is today. The first three run as this project's verbs run them, under
-``dense_weights``. Each side reads the same prompt and then writes the same number of tokens; the
-sides take turns after a round that does not count. Time a token leaves out reading the prompt and
-the first token, before which weights are packed. Ratios are taken within a round, and shown as
-median and range over the rounds.
+``generate``, as it is today. Ours run as this project's verbs run them, under ``dense_weights``.
+Each side reads the same prompt and then writes the same number of tokens. Ours take turns token by
+token, as machines change their speed within a round, the others after them; a first round does not
+count. Time a token leaves out reading the prompt and the first token, before which weights are
+packed. Ratios are taken within a round, and shown as median and range over the rounds.
 Peak memory is that of a process of its own for each side, above what the loaded model takes.
 """
 
@@ -22,7 +22,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -90,6 +90,7 @@ STREAMS: dict[str, Callable[[Any, Tensor, Tensor], Stream]] = {
     "adaptive": lambda model, ids, mask: contrastive_tokens(model, ids, mask, adaptive(Q)),
     "classic": classic,
 }
+OURS = ("greedy", "contrastive", "adaptive")
 SIDES = (*STREAMS, "generate")
 
 
@@ -123,43 +124,57 @@ def make_model(positions: int, dtype: str) -> Any:
     return model.cuda() if torch.cuda.is_available() else model
 
 
+#: Tokens by step, and seconds a step.
+Written = tuple[list[list[int]], float]
+
+
 def write(
-    side: str, model: Any, *, batch: int, context: int, tokens: int
-) -> tuple[list[list[int]], float]:
-    """Write ``tokens`` tokens behind random prompts: tokens by step, and seconds a step."""
+    sides: Sequence[str], model: Any, *, batch: int, context: int, tokens: int
+) -> list[Written]:
+    """Write ``tokens`` tokens behind random prompts, several of ``OURS`` in turns or one of all."""
     generator = torch.Generator().manual_seed(context)
     ids_BT = torch.randint(3, 32_000, (batch, context), generator=generator).to(model.device)
-    if side == "generate":
-        arrivals = Arrivals()
-        model.generate(
-            ids_BT,
-            attention_mask=torch.ones_like(ids_BT),
-            do_sample=False,
-            min_new_tokens=tokens,
-            max_new_tokens=tokens,
-            pad_token_id=0,
-            streamer=arrivals,
-        )
-        first, last = arrivals.times[2], arrivals.times[-1]  # before them came the prompt
-        return arrivals.steps[1:], (last - first) / (tokens - 2)
-    with nullcontext() if side == "classic" else dense_weights(model):
-        stream = STREAMS[side](model, ids_BT, torch.ones_like(ids_BT))
-        written = [next(stream).tolist(), stream.send(None).tolist()]
-        start = time.perf_counter()
-        written += [stream.send(None).tolist() for _ in range(tokens - 2)]
-        seconds = (time.perf_counter() - start) / (tokens - 2)
-        stream.close()
-    return written, seconds
+    if sides[0] == "generate":
+        return [by_generate(model, ids_BT, tokens)]
+    with nullcontext() if sides[0] == "classic" else dense_weights(model):
+        streams = [STREAMS[side](model, ids_BT, torch.ones_like(ids_BT)) for side in sides]
+        written = [[next(stream).tolist(), stream.send(None).tolist()] for stream in streams]
+        seconds = [0.0] * len(streams)
+        order = list(range(len(streams)))
+        for _ in range(tokens - 2):
+            for each in order:
+                start = time.perf_counter()
+                written[each].append(streams[each].send(None).tolist())
+                seconds[each] += time.perf_counter() - start
+            order.reverse()
+        for stream in streams:
+            stream.close()
+    return [(steps, took / (tokens - 2)) for steps, took in zip(written, seconds, strict=True)]
+
+
+def by_generate(model: Any, ids_BT: Tensor, tokens: int) -> Written:
+    arrivals = Arrivals()
+    model.generate(
+        ids_BT,
+        attention_mask=torch.ones_like(ids_BT),
+        do_sample=False,
+        min_new_tokens=tokens,
+        max_new_tokens=tokens,
+        pad_token_id=0,
+        streamer=arrivals,
+    )
+    first, last = arrivals.times[2], arrivals.times[-1]  # before them came the prompt
+    return arrivals.steps[1:], (last - first) / (tokens - 2)
 
 
 def peak_mib(side: str, *, dtype: str, batch: int, context: int, tokens: int) -> float:
     """Peak memory of decoding, in MiB above the loaded model, in this process."""
     model = make_model(context + tokens, dtype)
-    write(side, model, batch=1, context=8, tokens=3)  # what any first pass takes
+    write([side], model, batch=1, context=8, tokens=3)  # what any first pass takes
     before = reset_peak(model.device)
     if before is None:
         return math.nan
-    write(side, model, batch=batch, context=context, tokens=tokens)
+    write([side], model, batch=batch, context=context, tokens=tokens)
     return (peak(model.device) - before) / 2**20
 
 
@@ -210,14 +225,15 @@ def main() -> None:
             seconds: dict[str, list[float]] = {side: [] for side in SIDES}
             differ = 0
             for number in range(arguments.rounds + 1):
-                order = list(SIDES) if number % 2 else list(reversed(SIDES))
                 tokens = {}
-                for side in order:
-                    tokens[side], took = write(
-                        side, model, batch=batch, context=context, tokens=arguments.tokens
+                for sides in (OURS, ("classic",), ("generate",)):
+                    made = write(
+                        sides, model, batch=batch, context=context, tokens=arguments.tokens
                     )
-                    if number:
-                        seconds[side].append(took)
+                    for side, (steps, took) in zip(sides, made, strict=True):
+                        tokens[side] = steps
+                        if number:
+                            seconds[side].append(took)
                 if tokens["contrastive"] != tokens["classic"]:
                     differ += 1
 

@@ -700,7 +700,9 @@ def decode(case: Case) -> None:
         for number, side in itertools.product(range(rounds + 1), peers.SIDES):
             before = reset_peak(model.device)
             try:
-                _, took = peers.write(side, model, batch=batch, context=context, tokens=tokens)
+                ((_, took),) = peers.write(
+                    [side], model, batch=batch, context=context, tokens=tokens
+                )
             except RuntimeError as error:
                 if number == 0:
                     case.say(f"{side}_fails", error=str(error)[:200])

@@ -81,7 +81,7 @@ def contrastive_tokens(model: Any, ids_BT: Tensor, mask_BT: Tensor, weigh: Weigh
     padding takes part in neither. ValueError for a model whose cache, attention or positions cannot
     serve.
     """
-    cache = _shared_cache(model)
+    cache, head = _shared_cache(model), model.get_output_embeddings()
     position_BT = left_padded_positions(mask_BT)
     out = model(
         input_ids=ids_BT,
@@ -107,33 +107,61 @@ def contrastive_tokens(model: Any, ids_BT: Tensor, mask_BT: Tensor, weigh: Weigh
         visible_BKS = torch.cat(
             [seen_BT[:, None].expand(size, k, -1), itself_KK.expand(size, k, k)], dim=-1
         )
-        out = model(
-            input_ids=candidate_BK,
-            attention_mask=_attention_mask(visible_BKS, cache.layers[0].keys.dtype),
-            position_ids=position_B[:, None].expand(size, k),
-            past_key_values=cache,
-            use_cache=True,
-            output_hidden_states=[-1],
-        )
-        hidden_BKD = normalize(out.hidden_states[-1].float(), dim=-1)
-        penalty_BK = largest_similarity(hidden_BKD, context_BTD, seen_BT)
-        chosen_B = pick(probability_BK, penalty_BK, k_B, alpha_B)
+        choice = _Choice(probability_BK, k_B, alpha_B, context_BTD, seen_BT)
+        with head.register_forward_pre_hook(choice):
+            out = model(
+                input_ids=candidate_BK,
+                attention_mask=_attention_mask(visible_BKS, cache.layers[0].keys.dtype),
+                position_ids=position_B[:, None].expand(size, k),
+                past_key_values=cache,
+                use_cache=True,
+            )
+
         every_B = torch.arange(size, device=ids_BT.device)
 
-        keep = yield candidate_BK[every_B, chosen_B]
+        keep = yield candidate_BK[every_B, choice.place_B]
 
-        _keep_chosen(cache, seen_BT.shape[1], chosen_B)
+        _keep_chosen(cache, seen_BT.shape[1], choice.place_B)
         if keep is None:
             keep = every_B
         else:
             cache.batch_select_indices(keep)
             context_BTD, seen_BT = context_BTD[keep], seen_BT[keep]
             rows = [rows[place] for place in keep.tolist()]
-        chosen_B = chosen_B[keep]
-        logits_BV = out.logits[keep, chosen_B].float()
-        context_BTD, room = append(context_BTD, room, hidden_BKD[keep, chosen_B][:, None])
+        logits_BV = out.logits[keep, 0].float()
+        context_BTD, room = append(context_BTD, room, choice.hidden_BD[keep][:, None])
         seen_BT = torch.cat([seen_BT, seen_BT.new_ones(len(keep), 1)], dim=1)
         position_B = position_B[keep] + 1
+
+
+class _Choice:
+    """Choose among candidates before the head reads their states, so that it reads one of k.
+
+    A hook for the head: of the states of all candidates, (B, K, D), it passes on the chosen one's.
+    """
+
+    def __init__(
+        self,
+        probability_BK: Tensor,
+        k_B: Tensor,
+        alpha_B: Tensor,
+        context_BTD: Tensor,
+        seen_BT: Tensor,
+    ) -> None:
+        self._probability_BK, self._k_B, self._alpha_B = probability_BK, k_B, alpha_B
+        self._context_BTD, self._seen_BT = context_BTD, seen_BT
+        #: Of each row's candidates the chosen one's place, and its state, of length 1.
+        self.place_B: Tensor
+        self.hidden_BD: Tensor
+
+    def __call__(self, head: Any, states: tuple[Tensor]) -> tuple[Tensor]:
+        (state_BKD,) = states
+        hidden_BKD = normalize(state_BKD.float(), dim=-1)
+        penalty_BK = largest_similarity(hidden_BKD, self._context_BTD, self._seen_BT)
+        self.place_B = pick(self._probability_BK, penalty_BK, self._k_B, self._alpha_B)
+        chosen = torch.arange(len(state_BKD), device=state_BKD.device), self.place_B
+        self.hidden_BD = hidden_BKD[chosen]
+        return (state_BKD[chosen][:, None],)
 
 
 def largest_similarity(hidden_BKD: Tensor, context_BTD: Tensor, seen_BT: Tensor) -> Tensor:
@@ -167,12 +195,12 @@ def most_probable(logits_BV: Tensor, k: int) -> Tensor:
     if k > logits_BV.shape[-1]:
         raise ValueError(f"k={k} candidates, but the vocabulary has {logits_BV.shape[-1]} tokens")
     value_BK, id_BK = logits_BV.topk(k, dim=-1)
-    tied_at_the_edge = (logits_BV >= value_BK[:, -1:]).sum(dim=-1).max() > k
-    if tied_at_the_edge:
-        return logits_BV.sort(dim=-1, descending=True, stable=True).indices[:, :k]
+    with_equals = int((logits_BV >= value_BK[:, -1:]).sum(dim=-1).max())
+    if with_equals > k:  # some that ``topk`` left out are equal to the last that it took
+        value_BK, id_BK = logits_BV.topk(with_equals, dim=-1)
     by_id = id_BK.argsort(dim=-1)
     by_value = value_BK.gather(1, by_id).argsort(dim=-1, descending=True, stable=True)
-    return id_BK.gather(1, by_id.gather(1, by_value))
+    return id_BK.gather(1, by_id.gather(1, by_value))[:, :k]
 
 
 def _shared_cache(model: Any) -> DynamicCache:

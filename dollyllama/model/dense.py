@@ -18,7 +18,8 @@ from dollyllama.model.precision import products_in
 _SHARE = 0.25
 #: Of so many rows a product takes longer than reading its weights, even if widened for it.
 _MANY_ROWS = 8
-#: Products of up to so many rows are faster with packed weights, from so many numbers on.
+#: Products of up to so many rows in float32 are faster with packed weights, and in bfloat16 no
+#: slower of any; from so many numbers on.
 _PACKED_ROWS, _PACKED_SIZE = 256, 2**17
 #: Rows that weights are packed for: that suits one row as well, and packing for one suits no other.
 _PACKED_FOR = 4
@@ -29,10 +30,10 @@ def dense_weights(model: Any) -> Iterator[None]:
     """Let a CPU do a model's linear layers by weights that are made dense once, not in each pass.
 
     They are kept where there is room: generation makes all weights dense for every token, which
-    takes as long as the products with them. Where float32 products are as fast as others or faster
-    (``products_in``), kept weights are packed in the order in which oneDNN reads them: a product of
-    few rows is faster then (docs/decoding.md). Without room for them only products of many rows are
-    in float32. Weights are rounded as ever, and all other products keep their bits.
+    takes as long as the products with them. Kept weights are packed in the order in which oneDNN
+    reads them, in the dtype of the fastest products (``products_in``): one of few rows is faster
+    then (docs/decoding.md). Without room for them only products of many rows are in that dtype.
+    Weights are rounded as ever, and all other products keep their bits.
     A GPU has kernels that need no dense weights. For evaluation: there is no backward pass.
     """
     from bitsandbytes.nn import Linear4bit
@@ -71,10 +72,8 @@ def _can_gain(module: Any) -> bool:
 
 def _can_pack(layer: Any) -> bool:
     """Whether products with a layer's weight are faster when it is packed."""
-    dtype = _rounded_to(layer)
     return (
-        dtype is not None
-        and products_in(dtype, torch.device("cpu")) is torch.float32
+        _packed_in(layer) in (torch.float32, torch.bfloat16)
         and layer.in_features * layer.out_features >= _PACKED_SIZE
         and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
         # Arm's library packs for one number of rows alone.
@@ -87,33 +86,40 @@ def _rounded_to(layer: Any) -> torch.dtype | None:
     return layer.weight.dtype if type(layer) is nn.Linear else layer.compute_dtype
 
 
+def _packed_in(layer: Any) -> torch.dtype | None:
+    """The dtype of a layer's weight when it is packed; None for one that takes its input's."""
+    dtype = _rounded_to(layer)
+    return None if dtype is None else products_in(dtype, torch.device("cpu"))
+
+
 def _bytes(layer: Any) -> int:
     """What a layer's dense weight takes beside the model."""
     if _can_pack(layer):
-        dtype = torch.float32
+        dtype = _packed_in(layer)
     elif type(layer) is nn.Linear:
         return 0
     else:
         dtype = layer.compute_dtype or torch.float32
+    assert dtype is not None
     return layer.in_features * layer.out_features * dtype.itemsize  # type: ignore[no-any-return]
 
 
 def _by_packed(layer: Any) -> Callable[[Tensor], Tensor]:
     # Looked up once: a token passes all layers, and a module's attributes are slow to come by.
-    dtype, bias = _rounded_to(layer), layer.bias
+    dtype, made = _rounded_to(layer), _packed_in(layer)
     assert dtype is not None
-    bias = None if bias is None else bias.to(dtype).float()
+    bias = None if layer.bias is None else layer.bias.to(dtype).to(made)
     packed: Tensor | None = None
 
     def forward(x: Tensor) -> Tensor:
         nonlocal packed
-        wide = x.to(dtype).float()
-        if x.numel() > _PACKED_ROWS * x.shape[-1]:
-            return linear(wide, dense_weight(layer, dtype).float(), bias).to(x.dtype)
+        given = x.to(dtype).to(made)
+        if made is torch.float32 and x.numel() > _PACKED_ROWS * x.shape[-1]:
+            return linear(given, dense_weight(layer, dtype).to(made), bias).to(x.dtype)
         if packed is None:
-            weight = dense_weight(layer, dtype).float()
+            weight = dense_weight(layer, dtype).to(made)
             packed = torch.ops.mkldnn._reorder_linear_weight(weight, _PACKED_FOR)
-        y: Tensor = torch.ops.mkldnn._linear_pointwise(wide, packed, bias, "none", [], "")
+        y: Tensor = torch.ops.mkldnn._linear_pointwise(given, packed, bias, "none", [], "")
         return y.to(x.dtype)
 
     return forward

@@ -150,6 +150,26 @@ def test_packed_weights_give_float32_products_of_rounded_weights(
     assert "forward" not in layer.__dict__
 
 
+@pytest.mark.skipif(not torch.cpu._is_amx_tile_supported(), reason="no tiles for bfloat16")
+@pytest.mark.parametrize("rows", [1, 4, 2 * dense._PACKED_ROWS])
+@pytest.mark.parametrize("biased", [True, False])
+def test_packed_weights_give_bfloat16_products_where_those_are_fast(
+    rows: int, biased: bool
+) -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(512, 384, bias=biased, dtype=torch.bfloat16))
+    model.device = torch.device("cpu")  # type: ignore[assignment]
+    x = torch.randn(rows, 512).bfloat16()
+    truth = x.double() @ model[0].weight.double().t()
+    if biased:
+        truth += model[0].bias.double()
+    with torch.no_grad(), dense_weights(model):
+        given = model(x)
+    assert given.dtype is torch.bfloat16
+    # Rounded once, by half of a bfloat16's last place; of sums near zero by float32's error.
+    torch.testing.assert_close(given.double(), truth, rtol=2**-8, atol=1e-5)
+
+
 @pytest.mark.parametrize("room", [True, False])
 def test_weights_are_packed_once_where_there_is_room(
     monkeypatch: pytest.MonkeyPatch, room: bool
