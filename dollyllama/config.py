@@ -33,7 +33,7 @@ from dollyllama.device import cuda_is_available
 from dollyllama.explain import explain, explain_unknown_key, one_line, unknown_key
 from dollyllama.files import write_text
 from dollyllama.redact import redact
-from dollyllama.remote import check_url
+from dollyllama.remote import check_url, is_remote
 
 
 class Device(StrEnum):
@@ -685,6 +685,11 @@ class Tracking:
 
     def __post_init__(self) -> None:
         if self.mirror is not None:
+            _require(
+                is_remote(self.mirror),
+                f"tracking.mirror={self.mirror} is no URL: write s3://BUCKET/PATH or "
+                f"gs://BUCKET/PATH",
+            )
             check_url(self.mirror)
             _require(
                 not self.mirror.startswith("hf://"),

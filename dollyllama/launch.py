@@ -108,6 +108,7 @@ def main(hydra_main: Callable[[], None], *, sweeps: bool = False) -> NoReturn:
         sys.exit(MENDABLE)
     if _wants_tracebacks():
         _prepare_sweep(sweeps)
+        _gather_overrides()
         hydra_main()
         sys.exit(sweeping.SESSION.finish())
     # Hydra would print its errors over several lines and exit with 1: let them through instead.
@@ -115,13 +116,11 @@ def main(hydra_main: Callable[[], None], *, sweeps: bool = False) -> NoReturn:
     try:
         _prepare_sweep(sweeps)
         _check_flags(sys.argv[1:])
+        _gather_overrides()
         hydra_main()
         status = sweeping.SESSION.finish()
-    except _EXPECTED as error:
-        status = MENDABLE
-        _say(describe(error), status)
-    except _COMPOSING as error:
-        _raise_unless_composing(error)
+    except (*_EXPECTED, *_COMPOSING) as error:
+        _raise_unless_mendable(error)
         status = MENDABLE
         _say(describe(error), status)
     except KeyboardInterrupt:
@@ -157,9 +156,7 @@ def _prepare_sweep(sweeps: bool) -> None:
     if not any(argument.startswith("hydra.sweep.dir=") for argument in sys.argv[1:]):
         choice = "tips" if Path(sys.argv[0]).stem == "sweep" else "multirun"
         folder = sweeping.default_folder(sys.argv[1:], choice)
-        # Beside the other overrides: Hydra's parser takes them from one place among the flags.
-        given = [number for number, each in enumerate(sys.argv) if "=" in each and each[0] != "-"]
-        sys.argv.insert(min(given, default=len(sys.argv)), f"hydra.sweep.dir='{folder}'")
+        sys.argv.insert(1, f"hydra.sweep.dir='{folder}'")
 
 
 @contextmanager
@@ -293,15 +290,16 @@ def _compose(overrides: Sequence[str]) -> DictConfig:
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             return compose("train", list(overrides))
-    except (HydraException, OmegaConfBaseException, YAMLError) as error:
-        raise ValueError(describe(error)) from error
-    except _COMPOSING as error:
-        _raise_unless_composing(error)
+    except (*_EXPECTED, *_COMPOSING) as error:
+        _raise_unless_mendable(error)
         raise ValueError(describe(error)) from error
 
 
-def _raise_unless_composing(error: Exception) -> None:
-    """Raise what did not come up while Hydra read files: readers of YAML raise KeyErrors too."""
+def _raise_unless_mendable(error: Exception) -> None:
+    """Raise what is no user's to mend. Readers of YAML raise KeyErrors and the like too: those
+    count where they come up while Hydra reads files."""
+    if isinstance(error, _EXPECTED):
+        return
     frames = (frame for frame, _ in walk_tb(error.__traceback__))
     if all(frame.f_globals["__name__"] != config_loader_impl.__name__ for frame in frames):
         raise error
@@ -313,8 +311,8 @@ def describe(error: BaseException) -> str:
         return _describe_override(error)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, option = error.missing_cfg_file.rpartition("/")
-        if (extra := _PLUGINS.get(option.partition("_")[0])) and group.startswith("hydra/"):
-            return f"{group}={option} needs a plugin: {extra}"
+        if group.startswith("hydra/") and (install := _PLUGINS.get(option.partition("_")[0])):
+            return f"{group}={option} needs a plugin: {install}"
         return explain_option(group, option, error.options)
     if isinstance(error, MarkedYAMLError) and error.problem_mark is not None:
         mark = error.problem_mark
@@ -380,6 +378,10 @@ def _describe_composition(error: HydraException) -> str:
         )
     if match := re.search(r"Could not override '([^']+)'\. No match in the defaults list", message):
         return explain_unknown_key(match[1].lstrip("/"), config.Run, groups()) + where
+    # An option of ours that is made of a plugin's.
+    missing = re.match(r"In '(hydra/\w+)/(\w+)': Could not load '\1/(\w+)'", message)
+    if missing and (install := _PLUGINS.get(missing[3])):
+        return f"{missing[1]}={missing[2]} needs a plugin: {install}"
     cause = _omegaconf_cause(error)
     if cause is not None:
         if "is not a subclass of Source" in str(cause):
@@ -413,6 +415,13 @@ def _check_flags(arguments: Sequence[str]) -> None:
                 f"{argument} names a URL: name a folder here, and tracking.mirror=URL keeps a copy "
                 f"of it there"
             )
+
+
+def _gather_overrides() -> None:
+    """Put the overrides before the flags: Hydra's parser takes them from one place among these."""
+    overrides = utils.get_args_parser().parse_intermixed_args().overrides
+    flags = [argument for argument in sys.argv[1:] if argument not in overrides]
+    sys.argv[1:] = [*overrides, *flags]
 
 
 # --- folders and resuming -----------------------------------------------------------------------

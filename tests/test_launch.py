@@ -113,6 +113,8 @@ REFUSED = {
     "device=cuda": "use device=cpu, or device=auto",
     "optimizer=paged_adamw_8bit": "use one of adamw, adamw_8bit, adafactor, lion_8bit, sgd",
     "lora=pissa": "use quantization=none or lora=lora",
+    "tracking.mirror=runs": "tracking.mirror=runs is no URL",
+    "hydra.run.dir=s3://bucket/x": "tracking.mirror=URL keeps a copy",
     # keys without effect
     "decoding.alpha=0.5": "has no effect with decoding.strategy=greedy",
     "evaluation.run_code=true": "no source has rows with tests",
@@ -285,10 +287,18 @@ def test_a_dry_run_tells_the_plan_and_leaves_nothing_behind(
     assert not (working_folder / "runs").exists()
 
 
+def test_overrides_and_flags_may_stand_in_any_order(
+    launched: Launch, cells: list[tuple[config.Run, Planned, Path]], working_folder: Path
+) -> None:
+    assert launched("lora.r=8", "--multirun", "seed=0,1", "tracking=files")[0] == 0
+    assert [(run.lora.r, run.seed) for run, _, _ in cells] == [(8, 0), (8, 1)]
+
+
 #: What makes no sense as a sweep, and what is said of it.
 SENSELESS = {
     ("seed=0,1", "+sweep.tips.rnak_8=more"): "sweep.tips.rnak_8 names no variant: did you mean",
     ("hydra/launcher=ray", "seed=0,1"): "hydra/launcher=ray needs a plugin: docs/ray.md",
+    ("hydra/launcher=ray_cluster", "seed=0,1"): "hydra/launcher=ray_cluster needs a plugin: docs/",
     ("seed=0,0",): "seed 0 of baseline is there twice",
     ("lora.r=16,16",): "is there twice",
     ("ablation=baseline,contrastive", "sweep.answers_primary=null"): "sweep.answers_primary=",
@@ -305,7 +315,9 @@ def test_a_sweep_that_makes_no_sense_ends_in_one_line_before_anything_runs(
     launched: Launch,
     cells: list[tuple[config.Run, Planned, Path]],
 ) -> None:
-    if "hydra/launcher=ray" in arguments and find_spec("hydra_plugins.hydra_ray_launcher"):
+    if arguments[0].startswith("hydra/launcher=ray") and find_spec(
+        "hydra_plugins.hydra_ray_launcher"
+    ):
         pytest.skip("the plugin is installed")
     status, lines = launched("--multirun", *arguments)
     assert (status, len(lines)) == (2, 1)
