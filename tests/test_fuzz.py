@@ -15,7 +15,7 @@ from unittest import mock
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, seed, settings
+from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
@@ -239,3 +239,48 @@ def test_two_thousand_overrides_and_files_run_or_are_refused_in_one_line(tmp_pat
     print(counts)
     assert sum(map(Counter.total, counts.values())) >= 3000
     assert all(each["runs"] and each["refused"] for each in counts.values())
+
+
+#: Sizes of a run that takes seconds, whatever else was drawn.
+SMOKE = (
+    *("tracking=files", "device=cpu", "data.max_rows=64", "data.held_out=0.1"),
+    *("trainer.epochs=null", "trainer.max_tokens=null", "trainer.max_seconds=null"),
+    *("trainer.max_steps=2", "trainer.accumulation=1", "trainer.batch_size=2"),
+    *("evaluation.loss_examples=4", "evaluation.generate_examples=1"),
+    "decoding.max_new_tokens=4",
+)
+RUNS = 40
+
+
+@pytest.mark.slow
+def test_forty_drawn_configs_that_are_fit_to_run_run_in_smoke_size(tmp_path: Path) -> None:
+    from dollyllama.run import run
+    from dollyllama.training.fit import Diverged
+
+    ends: Counter[str] = Counter()
+
+    @seed(1)
+    @settings(max_examples=4000, phases=[Phase.generate], **COMMON)
+    @given(LIST)
+    def runs(drawn: list[str]) -> None:
+        if ends.total() == RUNS or of_overrides(drawn) != "runs":
+            return
+        try:
+            chosen = launch.compose_run([*drawn, *SMOKE])
+            preflight.check(chosen)
+        except ValueError:
+            return  # what was drawn and the sizes contradict each other
+        try:
+            run(chosen, tmp_path / str(ends.total()))
+            ends["finished"] += 1
+        except (Diverged, ValueError, OSError) as error:
+            line = launch.describe(error)
+            assert line.strip(), drawn
+            assert "\n" not in line, (drawn, line)
+            print(f"{drawn}: {line}")
+            ends["ended in one line"] += 1
+
+    runs()
+    print(ends)
+    assert ends.total() == RUNS
+    assert ends["finished"]

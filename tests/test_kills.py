@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from dollyllama.files import read_json_lines
 from tests.test_run import SMALL
 
 ROOT = Path(__file__).parents[1]
-KILLS = 25
+KILLS, MERGE_KILLS = 25, 12
 RUNS = {
     "default": ("tracking=files",),
     # Batches of two micro-batches, a rate that changes at every step, draws of dropout, a state of
@@ -107,3 +108,51 @@ def test_a_run_killed_at_random_moments_ends_as_one_left_alone(tmp_path: Path, n
     folder = tmp_path / f"killed-{runs}"
     assert start(folder, RUNS[name]).wait() == 0, (tmp_path / f"{folder.name}.txt").read_text()
     assert outcome(folder) == expected
+
+
+@pytest.mark.slow
+def test_a_merge_killed_at_random_moments_leaves_nothing_and_then_merges_as_ever(
+    tmp_path: Path,
+) -> None:
+    run = tmp_path / "run"
+    assert start(run, (*SMALL, "trainer.max_steps=2")).wait() == 0
+    adapter = {path.name: path.read_bytes() for path in (run / "adapter").iterdir()}
+
+    def merge(output: str) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "dollyllama", "merge", str(run), "--output", output]
+        with (tmp_path / "merge.txt").open("ab") as log:
+            return subprocess.Popen(
+                [*command, "--max-kl", "9", "--min-greedy", "0"],
+                cwd=tmp_path,
+                env={**os.environ, "PYTHONPATH": str(ROOT)},
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    began = time.monotonic()
+    assert merge("whole").wait() == 0, (tmp_path / "merge.txt").read_text(encoding="utf-8")
+    longest = time.monotonic() - began
+    moments = random.Random(0)
+    kills = 0
+    while kills < MERGE_KILLS:
+        process = merge("killed")
+        try:
+            process.wait(moments.uniform(0.3, 1.0) * longest)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            kills += 1
+            assert not (tmp_path / "killed").exists()
+            continue
+        assert process.returncode == 0, (tmp_path / "merge.txt").read_text(encoding="utf-8")
+        assert files_of(tmp_path / "killed") == files_of(tmp_path / "whole")
+        shutil.rmtree(tmp_path / "killed")
+    assert merge("killed").wait() == 0
+    assert files_of(tmp_path / "killed") == files_of(tmp_path / "whole")
+    assert not (tmp_path / ".killed.tmp").exists()
+    assert {path.name: path.read_bytes() for path in (run / "adapter").iterdir()} == adapter
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}

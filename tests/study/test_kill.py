@@ -23,8 +23,8 @@ SWEEP = (
 KILLS = 20
 
 
-def start(folder: Path, log: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, str(ROOT / "sweep.py"), *SWEEP, f"hydra.sweep.dir={folder}"]
+def start(folder: Path, log: Path, sweep: tuple[str, ...] = SWEEP) -> subprocess.Popen[bytes]:
+    command = [sys.executable, str(ROOT / "sweep.py"), *sweep, f"hydra.sweep.dir={folder}"]
     with log.open("ab") as output:
         return subprocess.Popen(command, cwd=folder.parent, stdout=output, stderr=output)
 
