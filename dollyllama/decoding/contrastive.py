@@ -108,7 +108,8 @@ def contrastive_tokens(model: Any, ids_BT: Tensor, mask_BT: Tensor, weigh: Weigh
             [seen_BT[:, None].expand(size, k, -1), itself_KK.expand(size, k, k)], dim=-1
         )
         choice = _Choice(probability_BK, k_B, alpha_B, context_BTD, seen_BT)
-        with head.register_forward_pre_hook(choice):
+        # Before a hook that rounds the states to the head's dtype.
+        with head.register_forward_pre_hook(choice, prepend=True):
             out = model(
                 input_ids=candidate_BK,
                 attention_mask=_attention_mask(visible_BKS, cache.layers[0].keys.dtype),

@@ -8,7 +8,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoTokenizer, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
-from dollyllama.config import Dtype, Quantization, QuantizationMethod
+from dollyllama.config import Dtype, Quantization, QuantizationMethod, Upcast
+from dollyllama.decoding import contrastive
 from dollyllama.decoding.contrastive import (
     contrastive_search,
     largest_similarity,
@@ -18,6 +19,7 @@ from dollyllama.decoding.contrastive import (
 from dollyllama.decoding.generate import pad_left
 from dollyllama.embedded import MODEL
 from dollyllama.model.load import load_base, load_tokenizer
+from dollyllama.model.precision import upcast
 from tests.decoding.build import PAD, make_llama, random_prompts
 
 
@@ -279,3 +281,33 @@ def test_a_pretrained_model_writes_what_the_equation_says(shared: Path) -> None:
     for row, prompt in enumerate(batch):
         expected = plain_contrastive_search(model, prompt, 0.5, 4, 40)
         assert ours[row, ids.shape[1] - len(prompt) :].tolist() == expected
+
+
+def test_the_head_reads_one_candidate_a_row_and_is_left_as_it_was() -> None:
+    model = make_llama()
+    shapes: list[tuple[int, ...]] = []
+    head = model.get_output_embeddings()
+    spy = head.register_forward_hook(lambda _, inputs, __: shapes.append(tuple(inputs[0].shape)))
+    ids, mask = pad_left(random_prompts([7, 7, 4]), PAD, model.device)
+    contrastive_search(model, ids, mask, alpha=0.6, k=4, max_new_tokens=5)
+    assert shapes == [(3, 1, 32)] * 6  # the prompt, and a step for each token
+    spy.remove()
+    assert not head._forward_pre_hooks
+
+
+def test_candidates_are_compared_before_the_head_rounds_their_states(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = make_llama().bfloat16()
+    upcast(model, Upcast.norms)
+    torch.nn.init.uniform_(model.model.norm.weight, 0.5, 1.5)
+    rounded: list[bool] = []
+
+    def record(states: torch.Tensor, dim: int) -> torch.Tensor:
+        rounded.append(torch.equal(states, states.bfloat16().float()))
+        return torch.nn.functional.normalize(states, dim=dim)
+
+    monkeypatch.setattr(contrastive, "normalize", record)
+    (prompt,) = random_prompts([9])
+    contrastive_search(model, torch.tensor([prompt]), alpha=0.6, k=4, max_new_tokens=4)
+    assert rounded == [False] * 5
