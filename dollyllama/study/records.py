@@ -37,6 +37,8 @@ _NO_PART_OF_A_VARIANT = frozenset({"seed", "tracking", "resume", "sweep"})
 
 #: An effect below this share of the baseline's value does not matter, where no sweep says more.
 _RELEVANT = 0.02
+#: So many folders outside of a plan are named.
+_NAMED = 3
 
 _MARK = '"phase": "after"'
 
@@ -167,7 +169,11 @@ def read_sweep(
     ordered = [entries[place] for place in sorted(entries, key=lambda each: (each.name, each))]
     places = sorted(sweeps, key=lambda each: (each.name, each))
     plans = [sweeps[place] for place in places]
-    warnings = [f"not in the plan of its sweep, left out: {name}" for name in sorted(set(strays))]
+    warnings = []
+    if names := sorted(set(strays)):
+        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+        first_names = ", ".join(names[:_NAMED])
+        warnings.append(f"not in the plan of its sweep, left out: {first_names}{more}")
     wanted = baseline or _agreed(plans, "baseline", warnings)
     named, chosen = _name(ordered, wanted, first, warnings)
     members: dict[Path, _Members] = {place: {} for place in places}

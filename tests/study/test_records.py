@@ -65,6 +65,10 @@ def test_a_folder_outside_the_plan_is_named_and_left_out(sweep: Path) -> None:
     plan, cells = read_sweep([sweep])
     assert "rank_4" not in {cell.variant for cell in cells}
     assert plan.warnings == ["not in the plan of its sweep, left out: rank_4.seed_0"]
+    for seed in (1, 2, 3, 4):
+        study_record.write_cell(sweep / f"rank_4.seed_{seed}", variant="rank_4", seed=seed)
+    named = "rank_4.seed_0, rank_4.seed_1, rank_4.seed_2 and 2 more"
+    assert read_sweep([sweep])[0].warnings == [f"not in the plan of its sweep, left out: {named}"]
 
 
 def test_order_and_repetition_of_folders_change_nothing(sweep: Path, tmp_path: Path) -> None:
