@@ -107,16 +107,13 @@ def main(hydra_main: Callable[[], None], *, sweeps: bool = False) -> NoReturn:
         )
         sys.exit(MENDABLE)
     if _wants_tracebacks():
-        _prepare_sweep(sweeps)
-        _gather_overrides()
+        _prepare_command_line(sweeps)
         hydra_main()
         sys.exit(sweeping.SESSION.finish())
     # Hydra would print its errors over several lines and exit with 1: let them through instead.
     utils.run_and_report = lambda func: func()
     try:
-        _prepare_sweep(sweeps)
-        _check_flags(sys.argv[1:])
-        _gather_overrides()
+        _prepare_command_line(sweeps)
         hydra_main()
         status = sweeping.SESSION.finish()
     except (*_EXPECTED, *_COMPOSING) as error:
@@ -136,6 +133,13 @@ def main(hydra_main: Callable[[], None], *, sweeps: bool = False) -> NoReturn:
         line = f"{library}: {type(error).__name__}: {first_line(error)}"
         _say(f"{line}; when that is mended, the same command goes on", status)
     sys.exit(status)
+
+
+def _prepare_command_line(sweeps: bool) -> None:
+    """Check ``sys.argv`` and put it in the form that Hydra reads; ValueError as of the parts."""
+    _prepare_sweep(sweeps)
+    _check_flags(sys.argv[1:])
+    _gather_overrides()
 
 
 def _prepare_sweep(sweeps: bool) -> None:

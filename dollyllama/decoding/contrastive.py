@@ -78,22 +78,25 @@ def contrastive_tokens(model: Any, ids_BT: Tensor, mask_BT: Tensor, weigh: Weigh
     """Stream the tokens of contrastive search for left-padded prompts.
 
     Similarities and probabilities are float32, over the hidden states behind the last norm; the
-    padding takes part in neither. ValueError for a model whose cache, attention or positions cannot
-    serve.
+    padding takes part in neither. ValueError for a model whose cache, attention, positions or head
+    cannot serve.
     """
     cache, head = _shared_cache(model), model.get_output_embeddings()
     position_BT = left_padded_positions(mask_BT)
-    out = model(
-        input_ids=ids_BT,
-        attention_mask=mask_BT,
-        position_ids=position_BT,
-        past_key_values=cache,
-        use_cache=True,
-        output_hidden_states=[-1],
-        logits_to_keep=1,
-    )
+    read: list[Tensor] = []
+    with head.register_forward_pre_hook(lambda _, states: read.append(states[0]), prepend=True):
+        out = model(
+            input_ids=ids_BT,
+            attention_mask=mask_BT,
+            position_ids=position_BT,
+            past_key_values=cache,
+            use_cache=True,
+            output_hidden_states=[-1],
+            logits_to_keep=1,
+        )
     logits_BV = out.logits[:, -1].float()
     context_BTD, room = normalize(out.hidden_states[-1].float(), dim=-1), None
+    _check_head(model, read[0][:, -1], context_BTD[:, -1])
     seen_BT = mask_BT.bool()
     position_B = position_BT[:, -1] + 1
     rows = list(range(len(ids_BT)))
@@ -207,7 +210,8 @@ def most_probable(logits_BV: Tensor, k: int) -> Tensor:
 def _shared_cache(model: Any) -> DynamicCache:
     """A fresh cache whose layers hold the whole prefix.
 
-    ValueError for a model that wants another kind, or whose attention or positions cannot serve.
+    ValueError for a model that wants another kind, or whose attention, positions or head cannot
+    serve.
     """
     # An adapter's forward passes on whatever it gets; the base's says what is taken.
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -223,6 +227,11 @@ def _shared_cache(model: Any) -> DynamicCache:
             f"contrastive search cannot mask candidates with attention {attention!r}: load the "
             f"model with attn_implementation={' or '.join(_MASKED_ATTENTION)}"
         )
+    if model.get_output_embeddings() is None:
+        raise ValueError(
+            f"contrastive search needs the head of {name}, which names none: use decoding=greedy "
+            f"or decoding=nucleus"
+        )
     cache = fresh_cache(model)
     for layer in cache.layers:
         if type(layer) is not GrowingLayer:
@@ -231,6 +240,20 @@ def _shared_cache(model: Any) -> DynamicCache:
                 f"{type(layer).__name__}: use decoding=greedy or decoding=nucleus"
             )
     return cache
+
+
+def _check_head(model: Any, read_BD: Tensor, hidden_BD: Tensor) -> None:
+    """ValueError unless the head reads the last hidden states, which are of length 1 here.
+
+    Candidates are compared by what the head reads; a transform before it would make them others.
+    """
+    direction_BD = normalize(read_BD.float(), dim=-1)
+    if direction_BD.shape != hidden_BD.shape or (direction_BD - hidden_BD).abs().max() > 0.01:
+        raise ValueError(
+            f"contrastive search compares the states that the head reads, and that of "
+            f"{type(model).__name__} reads others than the last layer's: use decoding=greedy or "
+            f"decoding=nucleus"
+        )
 
 
 def _attention_mask(visible_BKS: Tensor, dtype: torch.dtype) -> Tensor:

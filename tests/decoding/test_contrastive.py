@@ -6,7 +6,14 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoTokenizer, LlamaForCausalLM, MistralConfig, MistralForCausalLM
+from transformers import (
+    AutoTokenizer,
+    BertConfig,
+    BertLMHeadModel,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+)
 
 from dollyllama.config import Dtype, Quantization, QuantizationMethod, Upcast
 from dollyllama.decoding import contrastive
@@ -310,4 +317,14 @@ def test_candidates_are_compared_before_the_head_rounds_their_states(
     monkeypatch.setattr(contrastive, "normalize", record)
     (prompt,) = random_prompts([9])
     contrastive_search(model, torch.tensor([prompt]), alpha=0.6, k=4, max_new_tokens=4)
-    assert rounded == [False] * 5
+    assert rounded == [False] * 6
+
+
+def test_a_head_that_reads_other_states_is_refused_by_name() -> None:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = BertConfig(vocab_size=259, intermediate_size=64, is_decoder=True, **sizes)
+    model = BertLMHeadModel(config).eval()
+    (prompt,) = random_prompts([9])
+    with pytest.raises(ValueError, match="BertLMHeadModel reads others than the last layer's"):
+        contrastive_search(model, torch.tensor([prompt]), alpha=0.6, k=4, max_new_tokens=2)

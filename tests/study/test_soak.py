@@ -27,6 +27,8 @@ SWEEP = (
 CELLS = 200
 #: Seconds between two strikes, and how many there are.
 PAUSE, STRIKES = (4.0, 12.0), 40
+#: A sweep that takes so many seconds hangs.
+HANGS = 3600
 #: Of the sweep's own process, in bytes: what it may grow by between a tenth of its cells and all.
 GROWTH = 64 * 2**20
 
@@ -54,23 +56,25 @@ class Strikes:
         kinds = [self.kill_a_cell, self.kill_a_cell, self.kill_the_sweep]
         kinds += [self.truncate_a_result, self.flip_a_byte, self.remove_a_cell]
         kind = self.draw.choice(kinds)
-        if kind(sweep):
-            self.made[kind.__name__] += 1
+        # What was to be struck may be gone by now, or being made anew.
+        with suppress(psutil.NoSuchProcess, ProcessLookupError, FileNotFoundError):
+            if kind(sweep):
+                self.made[kind.__name__] += 1
 
     def kill_a_cell(self, sweep: subprocess.Popen[bytes]) -> bool:
-        family = family_of(sweep)
-        # Cells are children of the fork server, which is the sweep's own child or its child's.
-        parents = {process.ppid() for process in family if process.is_running()}
-        leaves = [process for process in family if process.pid not in parents]
-        if not leaves:
+        # The fork server and the cells, which are its children, show the same command.
+        forks = [each for each in family_of(sweep) if "forkserver" in " ".join(each.cmdline())]
+        servers = {each.pid for each in forks}
+        cells = [each for each in forks if each.ppid() in servers]
+        if not cells:
             return False
-        os.kill(self.draw.choice(leaves).pid, signal.SIGKILL)
+        os.kill(self.draw.choice(cells).pid, signal.SIGKILL)
         return True
 
     def kill_the_sweep(self, sweep: subprocess.Popen[bytes]) -> bool:
         family = family_of(sweep)
         sweep.kill()
-        sweep.wait()
+        sweep.wait(HANGS)
         _, alive = psutil.wait_procs(family, timeout=60)
         assert alive == []
         return True
@@ -115,7 +119,7 @@ def test_two_hundred_cells_under_random_strikes_end_as_left_alone(tmp_path: Path
         done = len(finished(whole))
         early = max(early, own) if done <= CELLS / 10 else early
         late = max(late, own)
-    assert process.wait() == 0, (tmp_path / "alone.txt").read_text(encoding="utf-8")[-2000:]
+    assert process.wait(HANGS) == 0, (tmp_path / "alone.txt").read_text(encoding="utf-8")[-2000:]
     print(f"own process: {early / 2**20:.0f} MiB until a tenth is done, {late / 2**20:.0f} at most")
     assert len(finished(whole)) == CELLS
     assert late - early < GROWTH
@@ -134,14 +138,16 @@ def test_two_hundred_cells_under_random_strikes_end_as_left_alone(tmp_path: Path
         if process.poll() is not None:
             statuses[process.returncode] += 1
             process = start(struck, tmp_path / "struck.txt", SWEEP)
-    statuses[process.wait()] += 1
+    statuses[process.wait(HANGS)] += 1
     # What was killed or damaged is tried again by the same command, and again if it failed late.
     for _ in range(3):
         process = start(struck, tmp_path / "struck.txt", SWEEP)
-        statuses[process.wait()] += 1
+        statuses[process.wait(HANGS)] += 1
         if process.returncode == 0:
             break
     print(f"strikes {dict(strikes.made)}, exit statuses {dict(statuses)}")
+    assert len(strikes.made) == 5
+    assert process.returncode == 0
     assert set(statuses) <= {0, 1, -signal.SIGKILL}
     assert len(finished(struck)) == CELLS
     assert effects(struck) == effects(whole)
