@@ -27,13 +27,15 @@ _CONVERSION = (
 )
 
 
-@cache
 def base_place(path: str) -> Path:
     """Where ``model.path`` is here: the embedded folder, a copy of a remote one, or as it stands.
 
     A server is asked once in a process, which so meets one base. ValueError as of ``remote.local``.
     """
-    return embedded.MODEL if path == embedded.EMBEDDED else remote.local(path)
+    return embedded.MODEL if path == embedded.EMBEDDED else _local(path)
+
+
+_local = cache(remote.local)
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -567,7 +567,7 @@ def test_a_mirror_with_a_run_of_another_config_is_refused(bucket: Any, tmp_path:
     ("override", "said"),
     [
         ("tracking.mirror=hf://me/runs", "commit of every file"),
-        ("tracking.mirror=runs", "no protocol"),
+        ("tracking.mirror=runs", "no URL"),
         ("tracking.mirror=s3://me:hunter2@bucket/runs", r"\[secret\]@bucket"),
     ],
 )
