@@ -131,14 +131,19 @@ def test_a_merge_killed_at_random_moments_leaves_nothing_and_then_merges_as_ever
             )
 
     began = time.monotonic()
-    assert merge("whole").wait() == 0, (tmp_path / "merge.txt").read_text(encoding="utf-8")
-    longest = time.monotonic() - began
+    process = merge("whole")
+    written = wait_for(tmp_path / ".whole.tmp" / "whole", process)
+    assert process.wait() == 0, (tmp_path / "merge.txt").read_text(encoding="utf-8")
+    before, longest = written - began, time.monotonic() - began
     moments = random.Random(0)
     kills = half_way = 0
     while kills < MERGE_KILLS:
         process = merge("killed")
+        # Every other one while the model is written or compared, which is soon over.
+        if kills % 2:
+            wait_for(tmp_path / ".killed.tmp" / "killed", process)
         try:
-            process.wait(moments.uniform(0.3, 1.0) * longest)
+            process.wait(moments.uniform(0, longest - before if kills % 2 else before))
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
@@ -156,6 +161,13 @@ def test_a_merge_killed_at_random_moments_leaves_nothing_and_then_merges_as_ever
     assert files_of(tmp_path / "killed") == files_of(tmp_path / "whole")
     assert not (tmp_path / ".killed.tmp").exists()
     assert {path.name: path.read_bytes() for path in (run / "adapter").iterdir()} == adapter
+
+
+def wait_for(folder: Path, process: subprocess.Popen[bytes]) -> float:
+    """When ``folder`` appeared, or the process ended."""
+    while not folder.exists() and process.poll() is None:
+        time.sleep(0.01)
+    return time.monotonic()
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
