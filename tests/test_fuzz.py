@@ -82,6 +82,15 @@ OVERRIDE = (
 )
 
 
+def told(error: BaseException, given: Any) -> str:
+    """The line that tells of an error."""
+    line = launch.describe(error)
+    assert line.strip(), given
+    assert "\n" not in line, (given, line)
+    assert not re.search(r"Traceback|object at 0x|<class '", line), (given, line)
+    return line
+
+
 def judge(build: Callable[[], config.Run], given: Any, name: str = "") -> str:
     """What becomes of a config: "runs", or the line that refuses it.
 
@@ -94,10 +103,7 @@ def judge(build: Callable[[], config.Run], given: Any, name: str = "") -> str:
             run = build()
             preflight.check(run)
         except ValueError as error:
-            line = launch.describe(error)
-            assert line.strip(), given
-            assert "\n" not in line, (given, line)
-            assert not re.search(r"Traceback|object at 0x|<class '", line), (given, line)
+            line = told(error, given)
             assert run is not None or name in line, (given, line)
             return line
     assert isinstance(run, config.Run)
@@ -273,10 +279,7 @@ def test_forty_drawn_configs_that_are_fit_to_run_run_in_smoke_size(tmp_path: Pat
         try:
             ends[run(chosen, tmp_path / str(ends.total())).status] += 1
         except (Diverged, ValueError, OSError) as error:
-            line = launch.describe(error)
-            assert line.strip(), drawn
-            assert "\n" not in line, (drawn, line)
-            print(f"{drawn}: {line}")
+            print(f"{drawn}: {told(error, drawn)}")
             ends["ended in one line"] += 1
 
     runs()

@@ -66,7 +66,7 @@ def outcome(folder: Path) -> dict[str, Any]:
         for line in read_json_lines(folder / "metrics.jsonl")
     ]
     whole = ("config.yaml", "data.json", "losses.jsonl", "rejected.jsonl", "samples.jsonl")
-    adapter = {path.name: path.read_bytes() for path in (folder / "adapter").iterdir()}
+    adapter = files_of(folder / "adapter")
     card = adapter.pop("README.md").splitlines()
     return {
         "files": sorted(path.name for path in folder.iterdir()),
@@ -116,7 +116,7 @@ def test_a_merge_killed_at_random_moments_leaves_nothing_and_then_merges_as_ever
 ) -> None:
     run = tmp_path / "run"
     assert start(run, (*SMALL, "trainer.max_steps=2")).wait() == 0
-    adapter = {path.name: path.read_bytes() for path in (run / "adapter").iterdir()}
+    adapter = files_of(run / "adapter")
 
     def merge(output: str) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "dollyllama", "merge", str(run), "--output", output]
@@ -160,7 +160,7 @@ def test_a_merge_killed_at_random_moments_leaves_nothing_and_then_merges_as_ever
     assert merge("killed").wait() == 0
     assert files_of(tmp_path / "killed") == files_of(tmp_path / "whole")
     assert not (tmp_path / ".killed.tmp").exists()
-    assert {path.name: path.read_bytes() for path in (run / "adapter").iterdir()} == adapter
+    assert files_of(run / "adapter") == adapter
 
 
 def wait_for(folder: Path, process: subprocess.Popen[bytes]) -> float:

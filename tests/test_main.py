@@ -79,6 +79,8 @@ def test_prepare_takes_options_between_overrides_and_a_folder_of_its_own(
         (["show"], "the following arguments are required: run"),
         (["show", "nowhere"], "nowhere is no folder"),
         (["evaluate", "nowhere"], "nowhere is no folder"),
+        (["prepare", "--output", "s3://bucket/out"], "s3://bucket/out is no place here"),
+        (["merge", ".", "--output", "host:/out"], "host:/out is no place here"),
         (["generate", "."], "is no run folder: it has no config.yaml"),
     ],
 )

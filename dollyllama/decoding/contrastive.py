@@ -81,7 +81,7 @@ def contrastive_tokens(model: Any, ids_BT: Tensor, mask_BT: Tensor, weigh: Weigh
     padding takes part in neither. ValueError for a model whose cache, attention, positions or head
     cannot serve.
     """
-    cache, head = _shared_cache(model), model.get_output_embeddings()
+    cache, head = _shared_cache(model), _head_of(model)
     position_BT = left_padded_positions(mask_BT)
     read: list[Tensor] = []
     with head.register_forward_pre_hook(lambda _, states: read.append(states[0]), prepend=True):
@@ -210,8 +210,7 @@ def most_probable(logits_BV: Tensor, k: int) -> Tensor:
 def _shared_cache(model: Any) -> DynamicCache:
     """A fresh cache whose layers hold the whole prefix.
 
-    ValueError for a model that wants another kind, or whose attention, positions or head cannot
-    serve.
+    ValueError for a model that wants another kind, or whose attention or positions cannot serve.
     """
     # An adapter's forward passes on whatever it gets; the base's says what is taken.
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -227,11 +226,6 @@ def _shared_cache(model: Any) -> DynamicCache:
             f"contrastive search cannot mask candidates with attention {attention!r}: load the "
             f"model with attn_implementation={' or '.join(_MASKED_ATTENTION)}"
         )
-    if model.get_output_embeddings() is None:
-        raise ValueError(
-            f"contrastive search needs the head of {name}, which names none: use decoding=greedy "
-            f"or decoding=nucleus"
-        )
     cache = fresh_cache(model)
     for layer in cache.layers:
         if type(layer) is not GrowingLayer:
@@ -240,6 +234,17 @@ def _shared_cache(model: Any) -> DynamicCache:
                 f"{type(layer).__name__}: use decoding=greedy or decoding=nucleus"
             )
     return cache
+
+
+def _head_of(model: Any) -> Any:
+    """The layer that gives the logits. ValueError for a model that names none."""
+    head = model.get_output_embeddings()
+    if head is None:
+        raise ValueError(
+            f"contrastive search needs the head of {type(model).__name__}, which names none: use "
+            f"decoding=greedy or decoding=nucleus"
+        )
+    return head
 
 
 def _check_head(model: Any, read_BD: Tensor, hidden_BD: Tensor) -> None:

@@ -87,7 +87,6 @@ def evaluate(
     of one run share the work, and all return the whole; ``in_step`` each does all of it, which a
     base in shares needs. ValueError and OSError where the sandbox cannot be had.
     """
-
     losses = shared_losses(
         model,
         select(held_out, loss_examples),
@@ -95,9 +94,6 @@ def evaluate(
         in_step=in_step,
         progress=progress,
     )
-
-    def report(what: str, total: int) -> Callable[[int], None] | None:
-        return None if progress is None else lambda done: progress(what, done, total)
 
     def graded(example: Example, asked: str, completion: Completion) -> Sample:
         return grade(example, asked, completion, graders[example.source], run_code=run_code)
@@ -111,9 +107,9 @@ def evaluate(
             decoding,
             batch_size=batch_size,
             seed=seed,
-            progress=report("answers", len(prompts)),
+            progress=_counted(progress, "answers", len(prompts)),
         )
-        grading = report("grading", len(prompts))
+        grading = _counted(progress, "grading", len(prompts))
         made: list[Sample] = []
         with ThreadPoolExecutor(_PROGRAMS) as threads:
             # The other graders are Python's own work, which threads would not hasten.
@@ -144,12 +140,19 @@ def shared_losses(
     """The losses of ``examples`` that have one; the other arguments are those of ``evaluate``."""
 
     def own(share: Sequence[EncodedExample]) -> list[ExampleLoss]:
-        report = None if progress is None else lambda done: progress("loss", done, len(share))
-        return held_out_loss(model, share, batch_size=batch_size, progress=report)
+        counted = _counted(progress, "loss", len(share))
+        return held_out_loss(model, share, batch_size=batch_size, progress=counted)
 
     # One without a supervised token has no loss, which would put what is shared out of order.
     measured = [each for each in examples if each.supervised]
     return shared_out(measured, own, in_step=in_step)
+
+
+def _counted(
+    progress: Callable[[str, int, int], None] | None, what: str, total: int
+) -> Callable[[int], None] | None:
+    """What one part of the work calls with the number done; None where nobody asks."""
+    return None if progress is None else lambda done: progress(what, done, total)
 
 
 def select(held_out: Sequence[EncodedExample], count: int) -> list[EncodedExample]:

@@ -47,8 +47,11 @@ def fetched(text: str) -> Path:
 
 
 def written(text: str) -> Path:
-    """A path to write to. OSError for a URL, as of ``fetched``."""
-    if remote.is_remote(text):
+    """A path to write to. OSError, as of ``fetched``, for a URL or a HOST:PATH.
+
+    A folder here with a colon in its name is written ./NAME.
+    """
+    if ":" in text.partition("/")[0]:
         raise OSError(f"{text} is no place here: write to one here, and copy that")
     return Path(text)
 

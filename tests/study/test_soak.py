@@ -10,6 +10,7 @@ import signal
 import subprocess
 import time
 from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -88,8 +89,7 @@ class Strikes:
 
         return self.damage("losses.jsonl", flip)
 
-    def damage(self, name: str, how: object) -> bool:
-        assert callable(how)
+    def damage(self, name: str, how: Callable[[bytes, int], bytes]) -> bool:
         if not (cells := finished(self.folder)):
             return False
         path = self.draw.choice(sorted(cells)) / name
