@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -71,12 +70,6 @@ def group() -> Iterator[None]:
         yield
     finally:
         distributed.destroy_process_group()
-
-
-def in_group() -> bool:
-    """Whether this process has joined others."""
-    module = sys.modules.get("torch.distributed")  # it may be about to be imported
-    return module is not None and hasattr(module, "is_initialized") and module.is_initialized()
 
 
 @contextmanager

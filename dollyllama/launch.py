@@ -53,6 +53,10 @@ _PLUGINS = {
     "submitit": "pip install -e '.[submitit]'",
     "ray": "docs/ray.md says how to install it",
 }
+#: Hydra's flags that print something and run nothing.
+_PRINTING = {
+    *("--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc"),
+}
 #: Libraries whose errors say what became of a sweep's workers.
 _LAUNCHERS = ("joblib", "ray", "submitit")
 
@@ -93,10 +97,14 @@ def main(hydra_main: Callable[[], None], *, sweeps: bool = False) -> NoReturn:
         print(help_text(), end="")
         sys.exit(0)
     mask_output(stdout=True)
-    if distributed.is_first():
-        end_on_sigterm()
-    else:
-        distributed.end_at_once()
+    if not distributed.is_first():
+        # It reads no command of its own: were it to refuse one before the first has said why, their
+        # launcher would end that in the middle of its line.
+        if not {argument.partition("=")[0] for argument in sys.argv[1:]} & _PRINTING:
+            distributed.end_at_once()
+            _follow()
+        sys.exit(0)
+    end_on_sigterm()
     ConfigStore.instance().store(name="schema", node=config.Study if sweeps else config.Run)
     sweeps = sweeps or bool({"--multirun", "-m"} & set(sys.argv[1:]))
     if sweeps and distributed.processes() > 1:
@@ -186,11 +194,6 @@ def task(composed: DictConfig) -> float | None:
     overrides = list(hydra_config.overrides.task)
     if hydra_config.mode is RunMode.MULTIRUN:
         return sweeping.run_job(composed, hydra_config)
-    if not distributed.is_first():
-        with suppress(OSError):  # Hydra has made a folder of its own, and the first one's counts
-            proposed.rmdir()
-        _follow()
-        return None
     with _removed_when_empty(proposed), reported_to_user():
         if composed.resume is None:
             folder, run_config = proposed, config.build(composed)
@@ -596,7 +599,5 @@ def _wants_tracebacks() -> bool:
 def _say(line: str, status: int) -> None:
     line = remote.by_url(line)
     if not distributed.is_first():
-        if not distributed.in_group():  # the first one read the same command, and says the same
-            return
         line = f"process {distributed.number()}: {line}"
     print(line if status == RESUMABLE else f"error: {line}", file=sys.stderr)

@@ -6,6 +6,7 @@ import ast
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -288,6 +289,49 @@ def test_a_config_error_is_one_line_from_one_process(tmp_path: Path) -> None:
     assert start(folder, "lora.rr=3", processes=2).wait() != 0
     assert said(folder).count("error: ") == 1, said(folder)
     assert "Terminated" not in said(folder)
+
+
+def test_the_others_read_no_command_of_their_own(tmp_path: Path) -> None:
+    """One that refused it before the first had said why would have that ended by the launcher."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    rest = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
+    runs = []
+    for number, override in enumerate(("seed=1", "lora.rr=3")):
+        command = [sys.executable, str(ROOT / "train.py"), *SHARED, override]
+        environment = {**rest, "OMP_NUM_THREADS": "1", "RANK": str(number)}
+        runs.append(
+            subprocess.Popen(
+                [*command, f"hydra.run.dir={tmp_path / 'run'}"],
+                cwd=tmp_path,
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        )
+    try:
+        first = runs[0].communicate()[0]
+        assert runs[0].returncode == 0, first
+        assert runs[1].communicate() == ("", None)
+        assert runs[1].returncode == 0
+    finally:
+        runs[1].kill()
+
+
+@pytest.mark.parametrize("flags", [["--help"], ["--cfg", "job"], ["--hydra-help"]])
+def test_what_only_prints_keeps_no_process_waiting(flags: list[str], tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), *flags],
+        cwd=tmp_path,
+        env={**os.environ, "WORLD_SIZE": "2", "RANK": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_sweep_is_not_started_by_torchrun(tmp_path: Path) -> None:
