@@ -1,8 +1,8 @@
 """A run in a process of its own, forked after the imports.
 
 ``forkserver`` keeps a process that has imported the libraries (ten seconds) and nothing else: no
-threads, no model, no W&B. Every cell is a fork of it, so an out-of-memory kill, a crash or a leaked
-gigabyte ends that cell alone.
+threads, no model, no run of W&B. Every cell is a fork of it, so an out-of-memory kill, a crash or a
+leaked gigabyte ends that cell alone.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from typing import Any
 from dollyllama.interrupt import Terminated, end_on_sigterm
 from dollyllama.redact import mask_output
 
+#: Imported once for all cells. W&B imports its ``launch`` (0.6 s) in each run that it starts.
+_PRELOADED = ("dollyllama.study.forkserver", "dollyllama.run", "wandb.sdk.launch")
 #: Seconds that an interrupted cell gets to write its checkpoint.
 GRACE_SECONDS = 120
 
@@ -61,7 +63,7 @@ def run_isolated(
     # A worker of joblib has a start method of its own, which the fork would not know.
     multiprocessing.set_start_method("forkserver", force=True)
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["dollyllama.study.forkserver", "__main__", "dollyllama.run"])
+    context.set_forkserver_preload([*_PRELOADED, "__main__"])
     child = context.Process(
         target=_child, args=(function, arguments, str(log.resolve()), environment)
     )
