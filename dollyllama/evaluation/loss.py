@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, pad
 
-from dollyllama.data.batches import collate_packed
+from dollyllama.data.batches import collate_packed, padding_behind
 from dollyllama.data.tokens import IGNORED, EncodedExample
 from dollyllama.evaluation.metric import Metric, ratio_metric
 from dollyllama.model.attention import reaches, row_attention
@@ -92,7 +92,7 @@ def _sum_losses(
     pack = collate_packed(rows)
     labels_T = pack.pop("labels")[0]
     lengths = pack["row_lengths"]
-    row_T = torch.repeat_interleave(torch.arange(len(rows)), torch.tensor(lengths))
+    row_T = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
     # The logits at t predict the token at t + 1; no others are needed.
     place_N = (labels_T != IGNORED).nonzero()[:, 0]
     if not packed:
@@ -101,8 +101,8 @@ def _sum_losses(
         name: each.to(model.device) if isinstance(each, Tensor) else each
         for name, each in pack.items()
     }
-    kept_N = (place_N - 1).to(model.device)
-    logits_NV = model(**inputs, use_cache=False, logits_to_keep=kept_N).logits[0]
+    kept = pad(place_N - 1, (0, padding_behind(len(place_N)))).to(model.device)
+    logits_NV = model(**inputs, use_cache=False, logits_to_keep=kept).logits[0, : len(place_N)]
     target_N = labels_T[place_N].to(model.device)
     loss_N = cross_entropy(logits_NV.float(), target_N, reduction="none").double().cpu()
     row_N = row_T[place_N]

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import cross_entropy, log_softmax
+from torch.nn.functional import cross_entropy, log_softmax, pad
 
+from dollyllama.data.batches import padding_behind
 from dollyllama.data.tokens import IGNORED, EncodedExample
 from dollyllama.model.forwards import replaced_forwards
 
@@ -141,6 +142,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         *parameters: Tensor,
     ) -> tuple[Tensor, Tensor]:
         wanted = [ctx.needs_input_grad[0], *ctx.needs_input_grad[4:]]
+        count = len(hidden_ND)
+        padding = padding_behind(count)  # below, N counts it too
+        hidden_ND, target_N = pad(hidden_ND, (0, 0, 0, padding)), pad(target_N, (0, padding))
         loss_N = hidden_ND.new_empty(len(hidden_ND), dtype=torch.float32)
         gradients = [
             torch.zeros_like(each) if want else None
@@ -156,6 +160,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             loss_N[places] = -gradient_CV.gather(1, target_C1).squeeze(1)
             gradient_CV.exp_()
             gradient_CV.scatter_add_(1, target_C1, -torch.ones_like(target_C1, dtype=torch.float32))
+            gradient_CV[max(count - start, 0) :] = 0.0
             inputs = [each for each in (hidden_CD, *parameters) if each.requires_grad]
             made = iter(torch.autograd.grad(logits_CV, inputs, gradient_CV.to(logits_CV.dtype)))
             if gradients[0] is not None:
@@ -163,7 +168,10 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             for gradient in gradients[1:]:
                 if gradient is not None:
                     gradient.add_(next(made))
+        if gradients[0] is not None:
+            gradients[0] = gradients[0][:count]
         ctx.save_for_backward(*gradients)
+        loss_N = loss_N[:count]
         ctx.mark_non_differentiable(loss_N)
         return loss_N.sum(), loss_N
 

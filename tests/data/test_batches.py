@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import random
 from collections.abc import Sequence
 
@@ -125,18 +126,29 @@ def test_padding_stands_on_the_right_and_carries_no_loss() -> None:
 def test_positions_begin_anew_with_each_packed_row() -> None:
     rows = [make_row([5, 6, 7], 2), make_row([9, 10], 1)]
     batch = collate_packed(rows)
-    assert batch["input_ids"].tolist() == [[5, 6, 7, 9, 10]]
-    assert batch["labels"].tolist() == [[IGNORED, IGNORED, 7, IGNORED, 10]]
-    assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 1]]
-    assert batch["row_lengths"] == [3, 2]
-    assert batch["row_starts"].tolist() == [0, 3, 5]
+    padding = 11
+    assert batch["input_ids"].tolist() == [[5, 6, 7, 9, 10, *[0] * padding]]
+    assert batch["labels"].tolist() == [[IGNORED, IGNORED, 7, IGNORED, 10, *[IGNORED] * padding]]
+    assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 1, *range(padding)]]
+    assert batch["row_lengths"] == [3, 2, padding]
+    assert batch["row_starts"].tolist() == [0, 3, 5, 16]
     assert batch["row_starts"].dtype == torch.int32
+
+
+def test_packs_have_few_numbers_of_places() -> None:
+    for tokens in range(1, 40):
+        rows = [make_row(list(range(tokens)), 0)]
+        batch = collate_packed(rows)
+        places = batch["input_ids"].shape[1]
+        assert (places % 16, places // 16) == (0, math.ceil(tokens / 16))
+        assert sum(batch["row_lengths"]) == places
+        assert 0 not in batch["row_lengths"]
 
 
 def test_the_first_token_of_a_row_is_predicted_by_none_also_with_loss_on_all_text() -> None:
     rows = [make_row([5, 6], 0), make_row([7, 8, 9], 0)]
     labels = [IGNORED, 6, IGNORED, 8, 9]
-    assert collate_packed(rows)["labels"].flatten().tolist() == labels
+    assert collate_packed(rows)["labels"].flatten().tolist() == labels + [IGNORED] * 11
     assert [row.supervised for row in rows] == [1, 2]
 
 
