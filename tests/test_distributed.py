@@ -320,29 +320,28 @@ def test_the_others_read_no_command_of_their_own(tmp_path: Path) -> None:
         runs[1].kill()
 
 
-@pytest.mark.parametrize("flags", [["--help"], ["--cfg", "job"], ["--hydra-help"]])
-def test_what_only_prints_keeps_no_process_waiting(flags: list[str], tmp_path: Path) -> None:
+def end_of(script: str, *arguments: str, rank: str, folder: Path) -> tuple[int, str, str]:
+    """Status, output and errors of one of two processes, started in ``folder``."""
     done = subprocess.run(
-        [sys.executable, str(ROOT / "train.py"), *flags],
-        cwd=tmp_path,
-        env={**os.environ, "WORLD_SIZE": "2", "RANK": "1"},
+        [sys.executable, str(ROOT / script), *arguments],
+        cwd=folder,
+        env={**os.environ, "WORLD_SIZE": "2", "RANK": rank},
         capture_output=True,
         text=True,
         check=False,
     )
-    assert (done.returncode, done.stderr) == (0, "")
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("flags", [["--help"], ["--cfg", "job"], ["--hydra-help"]])
+def test_what_only_prints_keeps_no_process_waiting(flags: list[str], tmp_path: Path) -> None:
+    status, _, errors = end_of("train.py", *flags, rank="1", folder=tmp_path)
+    assert (status, errors) == (0, "")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_sweep_is_not_started_by_torchrun(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "sweep.py"), "--dry-run"],
-        cwd=tmp_path,
-        env={**os.environ, "WORLD_SIZE": "2", "RANK": "0"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("error: a sweep starts its cells itself")
-    assert done.stderr.count("\n") == 1
+    status, output, errors = end_of("sweep.py", "--dry-run", rank="0", folder=tmp_path)
+    assert (status, output) == (2, "")
+    assert errors.startswith("error: a sweep starts its cells itself")
+    assert errors.count("\n") == 1
