@@ -56,7 +56,7 @@ def end_at_once() -> None:
 
 @contextmanager
 def group() -> Iterator[None]:
-    """Join the other processes, and leave them at the end."""
+    """Join the other processes, and leave them at the end. ConnectionError when none is there."""
     if processes() == 1:
         yield
         return
@@ -65,7 +65,12 @@ def group() -> Iterator[None]:
 
     # Gloo tells what lies in main memory, under NCCL too: no GPU waits for it.
     cuda = torch.cuda.is_available()
-    distributed.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=_PATIENCE)
+    try:
+        distributed.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=_PATIENCE)
+    except distributed.DistError as error:
+        raise ConnectionError(
+            "the first process of this run cannot be reached; its last lines may say why"
+        ) from error
     try:
         yield
     finally:

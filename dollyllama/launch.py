@@ -55,7 +55,8 @@ _PLUGINS = {
 }
 #: Hydra's flags that print something and run nothing.
 _PRINTING = {
-    *("--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc"),
+    *("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i"),
+    *("--shell-completion", "-sc"),
 }
 #: Libraries whose errors say what became of a sweep's workers.
 _LAUNCHERS = ("joblib", "ray", "submitit")
@@ -93,20 +94,19 @@ def main(hydra_main: Callable[[], None], *, sweeps: bool = False) -> NoReturn:
 
     sweeps: it does so without --multirun too.
     """
-    if {"--help", "-h"} & set(sys.argv[1:]):
-        print(help_text(), end="")
-        sys.exit(0)
-    mask_output(stdout=True)
     if not distributed.is_first():
         # It reads no command of its own: were it to refuse one before the first has said why, their
         # launcher would end that in the middle of its line.
         if not {argument.partition("=")[0] for argument in sys.argv[1:]} & _PRINTING:
-            distributed.end_at_once()
             _follow()
         sys.exit(0)
+    if {"--help", "-h"} & set(sys.argv[1:]):
+        print(help_text(), end="")
+        sys.exit(0)
+    mask_output(stdout=True)
     end_on_sigterm()
     ConfigStore.instance().store(name="schema", node=config.Study if sweeps else config.Run)
-    sweeps = sweeps or bool({"--multirun", "-m"} & set(sys.argv[1:]))
+    sweeps = sweeps or bool({"--multirun", "-m", "hydra.mode=MULTIRUN"} & set(sys.argv[1:]))
     if sweeps and distributed.processes() > 1:
         _say(
             "a sweep starts its cells itself: start it without torchrun or accelerate launch, and "
@@ -231,15 +231,20 @@ def task(composed: DictConfig) -> float | None:
 
 def _follow() -> None:
     """Take part in the run that the first process decides on, whose status is that of the run."""
-    with distributed.group(), reported_to_user():
-        told = distributed.from_first()
-        if told is None:
-            return
-        from dollyllama.run import follow
-        from dollyllama.training.fit import Diverged
+    mask_output(stdout=True)
+    distributed.end_at_once()
+    try:
+        with reported_to_user(), distributed.group():
+            told = distributed.from_first()
+            if told is None:
+                return
+            from dollyllama.run import follow
+            from dollyllama.training.fit import Diverged
 
-        with suppress(Diverged):
-            follow(*told)
+            with suppress(Diverged):
+                follow(*told)
+    except KeyboardInterrupt:  # asked a second time, while it trains
+        sys.exit(RESUMABLE)
 
 
 def _run(run_config: config.Run, folder: Path) -> None:

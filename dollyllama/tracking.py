@@ -28,6 +28,9 @@ from dollyllama import provenance
 from dollyllama.files import read_signed_json, write_json_lines
 from dollyllama.redact import redact
 
+# W&B's own error reports and usage statistics; set before anything imports W&B.
+os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+
 METRICS_FILE = "metrics.jsonl"
 #: In the folder of a study's cell: which variant it is, with which seed.
 CELL_FILE = "cell.json"
@@ -397,8 +400,7 @@ def is_logged_in() -> bool:
 
 
 def _import_wandb() -> None:
-    """Import W&B, silent and without its own error reports and usage statistics."""
-    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+    """Import W&B, silent."""
     import wandb
 
     wandb.setup(wandb.Settings(silent=True))

@@ -26,6 +26,8 @@ from dollyllama.training.checkpoints import list_checkpoints
 
 ROOT = Path(__file__).parents[1]
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
+#: A process that takes so many seconds hangs.
+HANGS = 300
 #: Seven micro-batches an epoch: the last of the seven steps has one for two processes.
 SHARED = (
     *("tracking=files", "device=cpu", "data.max_rows=28", "data.held_out=0.02"),
@@ -312,12 +314,13 @@ def test_the_others_read_no_command_of_their_own(tmp_path: Path) -> None:
             )
         )
     try:
-        first = runs[0].communicate()[0]
+        first = runs[0].communicate(timeout=HANGS)[0]
         assert runs[0].returncode == 0, first
-        assert runs[1].communicate() == ("", None)
+        assert runs[1].communicate(timeout=HANGS) == ("", None)
         assert runs[1].returncode == 0
     finally:
-        runs[1].kill()
+        for run in runs:
+            run.kill()
 
 
 def end_of(script: str, *arguments: str, rank: str, folder: Path) -> tuple[int, str, str]:
@@ -329,19 +332,32 @@ def end_of(script: str, *arguments: str, rank: str, folder: Path) -> tuple[int, 
         capture_output=True,
         text=True,
         check=False,
+        timeout=HANGS,
     )
     return done.returncode, done.stdout, done.stderr
 
 
-@pytest.mark.parametrize("flags", [["--help"], ["--cfg", "job"], ["--hydra-help"]])
-def test_what_only_prints_keeps_no_process_waiting(flags: list[str], tmp_path: Path) -> None:
-    status, _, errors = end_of("train.py", *flags, rank="1", folder=tmp_path)
-    assert (status, errors) == (0, "")
+@pytest.mark.parametrize("flags", [["--help"], ["--cfg", "job"], ["-c=job"], ["--info", "all"]])
+def test_what_only_prints_is_printed_once_and_keeps_no_process_waiting(
+    flags: list[str], tmp_path: Path
+) -> None:
+    assert end_of("train.py", *flags, rank="1", folder=tmp_path) == (0, "", "")
+    status, output, _ = end_of("train.py", *flags, rank="0", folder=tmp_path)
+    assert status == 0
+    assert output
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_sweep_is_not_started_by_torchrun(tmp_path: Path) -> None:
-    status, output, errors = end_of("sweep.py", "--dry-run", rank="0", folder=tmp_path)
-    assert (status, output) == (2, "")
-    assert errors.startswith("error: a sweep starts its cells itself")
+def test_a_process_that_finds_no_other_says_so_in_one_line(tmp_path: Path) -> None:
+    status, _, errors = end_of("train.py", rank="1", folder=tmp_path)
+    assert status == 2
+    assert errors.startswith("error: process 1: ")
     assert errors.count("\n") == 1
+
+
+def test_a_sweep_is_not_started_by_torchrun(tmp_path: Path) -> None:
+    for command in (["sweep.py", "--dry-run"], ["train.py", "hydra.mode=MULTIRUN", "seed=0,1"]):
+        status, output, errors = end_of(*command, rank="0", folder=tmp_path)
+        assert (status, output) == (2, "")
+        assert errors.startswith("error: a sweep starts its cells itself")
+        assert errors.count("\n") == 1

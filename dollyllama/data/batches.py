@@ -29,9 +29,9 @@ Batch = list[int]
 #: enough that batches differ from epoch to epoch. The figure is transformers' (group_by_length).
 _STRETCH_BATCHES = 50
 
-#: Places of a packed batch come in multiples of this. Libraries make ready for each new number of
-#: them: oneDNN takes 2 to 11 ms for one product on a CPU with AMX, and keeps up to 2 MiB of it.
-_MULTIPLE = 16
+#: Places of a packed batch come in multiples of this. oneDNN prepares a kernel for each new number
+#: of them and keeps it: on a CPU with AMX that takes 2 to 11 ms for one product, and up to 2 MiB.
+MULTIPLE = 16
 
 
 def plan_epoch(
@@ -135,7 +135,7 @@ def collate_padded(rows: Sequence[EncodedExample], *, pad_id: int) -> dict[str, 
 
 def padding_behind(places: int) -> int:
     """How many places go behind so many, so that few numbers of them come up in a run."""
-    return -places % _MULTIPLE
+    return -places % MULTIPLE
 
 
 def collate_packed(rows: Sequence[EncodedExample]) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """A run in a process of its own, forked after the imports.
 
 ``forkserver`` keeps a process that has imported the libraries (ten seconds) and nothing else: no
-threads, no model, no run of W&B. Every cell is a fork of it, so an out-of-memory kill, a crash or a
-leaked gigabyte ends that cell alone.
+thread of Python, no model, no run of W&B. Every cell is a fork of it, so an out-of-memory kill, a
+crash or a leaked gigabyte ends that cell alone.
 """
 
 from __future__ import annotations

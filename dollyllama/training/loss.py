@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import cross_entropy, log_softmax, pad
 
-from dollyllama.data.batches import padding_behind
+from dollyllama.data.batches import MULTIPLE, padding_behind
 from dollyllama.data.tokens import IGNORED, EncodedExample
 from dollyllama.model.forwards import replaced_forwards
 
-#: Logits at a time, and what a float32 of each takes is 64 MiB: of 32,000 tokens, 524 places.
+#: Logits at a time, and what a float32 of each takes is 64 MiB: of 32,000 tokens, some 520 places.
 _LOGITS = 2**24
 
 
@@ -116,7 +116,7 @@ class SupervisedLoss:
             if not chunked:
                 return slow(hidden_ND[None])
             parameters = [each for each in head.parameters() if each.requires_grad]
-            size = max(_LOGITS // head.out_features, 1)
+            size = max(_LOGITS // head.out_features // MULTIPLE, 1) * MULTIPLE
             total, self._losses_N = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
                 hidden_ND, self._places["target"], slow, size, *parameters
             )

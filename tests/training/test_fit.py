@@ -522,12 +522,12 @@ def test_logits_are_computed_for_supervised_places_alone_and_in_chunks(
         return project(x, group)
 
     monkeypatch.setattr("dollyllama.fast.attach.project", spy)
-    monkeypatch.setattr("dollyllama.training.loss._LOGITS", 30 * VOCABULARY)
+    monkeypatch.setattr("dollyllama.training.loss._LOGITS", 40 * VOCABULARY)
     run_fit(make_model(), ROWS, tmp_path, batch_size=8, max_steps=1)
     supervised = sum(row.supervised for row in ROWS)
     assert supervised > 60
     padded = 16 * math.ceil(supervised / 16)
-    assert places == [30] * (padded // 30) + [padded % 30]
+    assert places == [32] * (padded // 32) + [16] * (padded % 32 // 16)
 
 
 def test_a_budget_of_seconds_is_one_of_tokens_found_by_a_pilot_that_leaves_no_trace(

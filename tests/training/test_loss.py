@@ -17,7 +17,7 @@ from tests.training.build import make_model, make_rows
 def test_any_number_of_places_gives_the_loss_and_the_gradients_of_cross_entropy(
     supervised: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dollyllama.training.loss._LOGITS", 20 * 99)  # stretches of 20 places
+    monkeypatch.setattr("dollyllama.training.loss._LOGITS", 20 * 99)  # stretches of 16 places
     (row,) = make_rows([48])
     row = replace(row, spans=((48 - supervised, 48),))
     model = make_model().double()
