@@ -121,11 +121,11 @@ def _draw_scores(
                 )
                 axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=8)
     axes.set_yticks(range(len(scores)), [name for name, _, _ in scores])
-    axes.invert_yaxis()
+    axes.set_ylim(len(scores) - 0.4, -1.6)  # from top to bottom, with room for the legend
     axes.set_xlim(0, 1)
     axes.set(xlabel="score, ± standard error", title="Held-out answers")
     _tidy(axes)
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=8, loc="upper right", ncol=2)
 
 
 def _tidy(axes: Axes) -> None:
