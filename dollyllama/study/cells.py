@@ -297,7 +297,9 @@ def _record_end(folder: Path, ended: Ended, minutes: float | None) -> None:
         + (", as when memory runs out" if ended.signal == 9 else ""),
         End.raised: _last_line(folder / LOG_FILE),
     }[ended.end]
-    values: dict[str, Any] = {"metrics": {}, "train": None, "parameters": {}, "seconds": {}}
+    # As a run begins it, which must be able to go on from it (run.Result is slow to import).
+    values: dict[str, Any] = {name: {} for name in ("metrics", "parameters", "seconds", "files")}
+    values |= {"train": None, "expected_memory_mib": None}
     values |= read_result(folder) | {"status": "failed", "error": str(redact(reason))}
     write_signed_json(folder / "result.json", values)
 

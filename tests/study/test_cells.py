@@ -12,6 +12,7 @@ import pytest
 
 from dollyllama import launch
 from dollyllama.files import locked
+from dollyllama.run import Result, _previous_result
 from dollyllama.study import cells
 from dollyllama.study.cells import Planned, plan_cell, run_cell, slug, status_of, variant_name
 from tests.study import faults
@@ -105,6 +106,16 @@ def test_a_cell_that_fails_is_recorded_with_its_reason(
     does(faults.finish)
     again = ("finished", None) if status == "failed" else (status, error)
     assert run(cell, sweep) == again
+
+
+def test_a_cell_that_died_before_it_wrote_anything_can_be_run(
+    sweep: Path, does: Callable[[object], None]
+) -> None:
+    cell = planned("seed=1")
+    does(faults.die_at_once)
+    assert run(cell, sweep)[0] == "failed"
+    # What a run would go on from: nothing.
+    assert _previous_result(sweep / cell.folder) == Result()
 
 
 def test_a_finished_cell_of_another_sweep_is_copied(
