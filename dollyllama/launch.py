@@ -94,6 +94,7 @@ def main(hydra_main: Callable[[], None], *, sweeps: bool = False) -> NoReturn:
 
     sweeps: it does so without --multirun too.
     """
+    mask_output(stdout=True)
     if not distributed.is_first():
         # It reads no command of its own: were it to refuse one before the first has said why, their
         # launcher would end that in the middle of its line.
@@ -103,7 +104,6 @@ def main(hydra_main: Callable[[], None], *, sweeps: bool = False) -> NoReturn:
     if {"--help", "-h"} & set(sys.argv[1:]):
         print(help_text(), end="")
         sys.exit(0)
-    mask_output(stdout=True)
     end_on_sigterm()
     ConfigStore.instance().store(name="schema", node=config.Study if sweeps else config.Run)
     sweeps = sweeps or bool({"--multirun", "-m", "hydra.mode=MULTIRUN"} & set(sys.argv[1:]))
@@ -231,7 +231,6 @@ def task(composed: DictConfig) -> float | None:
 
 def _follow() -> None:
     """Take part in the run that the first process decides on, whose status is that of the run."""
-    mask_output(stdout=True)
     distributed.end_at_once()
     try:
         with reported_to_user(), distributed.group():

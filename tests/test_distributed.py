@@ -40,14 +40,17 @@ SHARED = (
 )
 
 
-def start(folder: Path, *overrides: str, processes: int = 1) -> subprocess.Popen[bytes]:
-    """``python train.py`` in so many processes of one thread each."""
+def start(
+    folder: Path, *overrides: str, processes: int = 1, **variables: str
+) -> subprocess.Popen[bytes]:
+    """``python train.py`` in so many processes of one thread each, with ``variables`` set."""
     several = (*TORCHRUN, str(processes)) if processes > 1 else ()
     command = [sys.executable, *several, str(ROOT / "train.py"), *SHARED, *overrides]
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
         "DOLLYLLAMA_CACHE": str(folder.parent / "cache"),
+        **variables,
     }
     folder.parent.mkdir(parents=True, exist_ok=True)
     with (folder.parent / f"{folder.name}.txt").open("ab") as log:
@@ -298,29 +301,17 @@ def test_the_others_read_no_command_of_their_own(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    rest = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
-    runs = []
-    for number, override in enumerate(("seed=1", "lora.rr=3")):
-        command = [sys.executable, str(ROOT / "train.py"), *SHARED, override]
-        environment = {**rest, "OMP_NUM_THREADS": "1", "RANK": str(number)}
-        runs.append(
-            subprocess.Popen(
-                [*command, f"hydra.run.dir={tmp_path / 'run'}"],
-                cwd=tmp_path,
-                env=environment,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-        )
+    both = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
+    first, other = tmp_path / "first", tmp_path / "other"
+    runs = [start(first, **both, RANK="0"), start(other, "lora.rr=3", **both, RANK="1")]
     try:
-        first = runs[0].communicate(timeout=HANGS)[0]
-        assert runs[0].returncode == 0, first
-        assert runs[1].communicate(timeout=HANGS) == ("", None)
-        assert runs[1].returncode == 0
+        assert runs[0].wait(HANGS) == 0, said(first)
+        assert runs[1].wait(HANGS) == 0, said(other)
     finally:
         for run in runs:
             run.kill()
+    assert said(other) == ""
+    assert not other.exists()
 
 
 def end_of(script: str, *arguments: str, rank: str, folder: Path) -> tuple[int, str, str]:

@@ -30,7 +30,7 @@ Batch = list[int]
 _STRETCH_BATCHES = 50
 
 #: Places of a packed batch come in multiples of this. oneDNN prepares a kernel for each new number
-#: of them and keeps it: on a CPU with AMX that takes 2 to 11 ms for one product, and up to 2 MiB.
+#: of them and keeps it (docs/log.md).
 MULTIPLE = 16
 
 
@@ -148,10 +148,11 @@ def collate_packed(rows: Sequence[EncodedExample]) -> dict[str, Any]:
     included) and row_starts (int32, their cumulative lengths from 0).
     """
     lengths = [len(row.ids) for row in rows]
-    padding = padding_behind(sum(lengths))
-    ids = [*(_int64(row.ids) for row in rows), np.zeros(padding, np.int64)]
-    labels = [*(row.labels for row in rows), np.full(padding, IGNORED)]
-    lengths += [padding] * bool(padding)
+    ids, labels = [_int64(row.ids) for row in rows], [row.labels for row in rows]
+    if padding := padding_behind(sum(lengths)):
+        lengths.append(padding)
+        ids.append(np.zeros(padding, np.int64))
+        labels.append(np.full(padding, IGNORED))
     return {
         "input_ids": torch.from_numpy(np.concatenate(ids))[None],
         "labels": torch.from_numpy(np.concatenate(labels))[None],

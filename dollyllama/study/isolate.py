@@ -24,7 +24,7 @@ from typing import Any
 from dollyllama.interrupt import Terminated, end_on_sigterm
 from dollyllama.redact import mask_output
 
-#: Imported once for all cells. W&B imports its ``launch`` (0.6 s) in each run that it starts.
+#: Imported once for all cells. W&B imports its ``launch`` in each run that it starts.
 _PRELOADED = ("dollyllama.study.forkserver", "dollyllama.run", "wandb.sdk.launch")
 #: Seconds that an interrupted cell gets to write its checkpoint.
 GRACE_SECONDS = 120
