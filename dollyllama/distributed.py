@@ -56,10 +56,18 @@ def end_at_once() -> None:
 
 @contextmanager
 def group() -> Iterator[None]:
-    """Join the other processes, and leave them at the end. ConnectionError when none is there."""
+    """Join the other processes, and leave them at the end.
+
+    ValueError when their launcher named no place to meet, ConnectionError when none is there.
+    """
     if processes() == 1:
         yield
         return
+    if "MASTER_ADDR" not in os.environ:
+        raise ValueError(
+            "WORLD_SIZE is set as of several processes, but not where they meet: start them by "
+            "torchrun or accelerate launch (docs/distributed.md), or unset WORLD_SIZE"
+        )
     import torch
     from torch import distributed
 

@@ -71,7 +71,7 @@ Train a QLoRA adapter: python train.py [GROUP=OPTION ...] [SECTION.KEY=VALUE ...
   python train.py experiment=dollyllama_7b          a whole recipe (its file tells the cost)
   python train.py --multirun lora.r=8,16 seed=0,1   every combination, one run each, and a report
   python sweep.py                                   a study: every tip with and without, 3 seeds
-  python sweep.py sweep=ranks seeds=5 --dry-run     another one: what it would run, and cost
+  python sweep.py sweep=ranks seeds=5 --dry-run     another one: what it would run
   python train.py resume=RUN_FOLDER                 go on with a run that stopped
   python train.py --cfg job [overrides]             print the composed config, run nothing
 

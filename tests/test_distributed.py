@@ -342,7 +342,7 @@ def test_what_only_prints_is_printed_once_and_keeps_no_process_waiting(
 def test_a_process_that_finds_no_other_says_so_in_one_line(tmp_path: Path) -> None:
     status, _, errors = end_of("train.py", rank="1", folder=tmp_path)
     assert status == 2
-    assert errors.startswith("error: process 1: ")
+    assert errors.startswith("error: process 1: WORLD_SIZE is set")
     assert errors.count("\n") == 1
 
 

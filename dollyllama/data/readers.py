@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from io import BufferedIOBase
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -336,29 +336,25 @@ class _Lines:
         return line
 
 
-#: What stands between columns in files that are called CSV, too.
-_SEPARATORS = {";": "semicolons", "\t": "tabs"}
-
-
 def _read_csv(path: Path, where: str) -> Iterator[Row | Damaged]:
     """Rows of text under the names in the first line; an empty line is no row.
 
-    ValueError when two columns have one name, or no commas are between them.
+    Commas are between the columns, or else what is in the first line: semicolons, as where numbers
+    have commas, or tabs. ValueError when two columns have one name.
     """
     # Bytes that are no UTF-8 become lone surrogates, so that only their own row is rejected.
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         lines = _Lines(file)
         csv.field_size_limit(MAX_ROW)
-        reader = csv.reader(lines, strict=True)
         try:
+            first = next(lines, "")
+            delimiter = next((each for each in ",;\t" if each in first), ",")
+            reader = csv.reader(chain([first], lines), delimiter=delimiter, strict=True)
             header = next(reader, [])
         except csv.Error as error:
             raise ValueError(f"{where} line 1 is not CSV: {error}") from error
         if not _is_utf8("".join(header)):
             raise ValueError(f"{where} line 1 is not UTF-8: convert the file to UTF-8")
-        if len(header) == 1 and (apart := set(header[0]) & _SEPARATORS.keys()):
-            kind = _SEPARATORS[min(apart)]
-            raise ValueError(f"{where} has {kind} between its columns: save it with commas")
         if len(set(header)) < len(header):
             twice = next(column for column in header if header.count(column) > 1)
             raise ValueError(f"{where} has two columns {twice}: rename one in its first line")

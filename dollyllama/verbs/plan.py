@@ -85,7 +85,7 @@ def main(arguments: Sequence[str]) -> None:
         ]
     table.append(("peak memory", f"{_mib(estimate.total + process)} of {_mib(free)} free"))
     if (measured := _measured(folder)) is not None:
-        table.append(("measured", f"{measured:,.0f} MiB in {folder}"))
+        table.append(("measured", f"{measured:,.0f} MiB in {folder}, evaluation too"))
     print(columns(table))
     limit = _MOST_ROWS if train is None else min(len(train), _MOST_ROWS)
     found = largest_batch(

@@ -315,14 +315,6 @@ def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
     assert "a.csv has two columns prompt" in refusal(tmp_path / "a.csv")
 
 
-@pytest.mark.parametrize(("separator", "name"), [(";", "semicolons"), ("\t", "tabs")])
-def test_a_csv_without_commas_says_what_it_has(tmp_path: Path, separator: str, name: str) -> None:
-    lines = [separator.join(row) for row in (["prompt", "response"], ["Say hi", "hi"])]
-    (tmp_path / "a.csv").write_text("\n".join(lines), encoding="utf-8")
-    wanted = f"a.csv has {name} between its columns: save it with commas"
-    assert wanted in refusal(tmp_path / "a.csv")
-
-
 # --- places -------------------------------------------------------------------------------------
 
 
