@@ -6,7 +6,6 @@ import ast
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -298,10 +297,10 @@ def test_a_config_error_is_one_line_from_one_process(tmp_path: Path) -> None:
 
 def test_the_others_read_no_command_of_their_own(tmp_path: Path) -> None:
     """One that refused it before the first had said why would have that ended by the launcher."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    both = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
+    # Held open, as torchrun does: a port that was free a moment ago can be taken.
+    place = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    both = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(place.port), "WORLD_SIZE": "2"}
+    both["TORCHELASTIC_USE_AGENT_STORE"] = "True"
     first, other = tmp_path / "first", tmp_path / "other"
     runs = [start(first, **both, RANK="0"), start(other, "lora.rr=3", **both, RANK="1")]
     try:
