@@ -17,6 +17,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
+from multiprocessing import forkserver
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from dollyllama.redact import mask_output
 
 #: Imported once for all cells. W&B imports its ``launch`` in each run that it starts.
 _PRELOADED = ("dollyllama.study.forkserver", "dollyllama.run", "wandb.sdk.launch")
+_ROOT = str(Path(__file__).resolve().parents[2])
 #: Seconds that an interrupted cell gets to write its checkpoint.
 GRACE_SECONDS = 120
 
@@ -64,6 +66,7 @@ def run_isolated(
     multiprocessing.set_start_method("forkserver", force=True)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([*_PRELOADED, "__main__"])
+    _start_server()
     child = context.Process(
         target=_child, args=(function, arguments, str(log.resolve()), environment)
     )
@@ -83,6 +86,23 @@ def run_isolated(
     if child.exitcode < 0:
         return Ended(End.killed, -child.exitcode)
     return Ended(End.done if child.exitcode == 0 else End.raised)
+
+
+def _start_server() -> None:
+    """Start the process that cells are forked from, with this very code, unless there is one.
+
+    Before Python 3.12.8 and 3.13.1 it gets ``sys.path`` when it has imported already: the
+    ``dollyllama`` that is installed, perhaps of another clone, or none.
+    """
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join([_ROOT, *([before] if before else [])])
+    try:
+        forkserver.ensure_running()
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
 
 
 def _kill(child: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -66,6 +67,32 @@ def test_the_environment_is_the_childs_alone(
             seconds=None,
         )
     assert (tmp_path / "log.txt").read_text(encoding="utf-8") == "two\nNone\n"
+
+
+def test_the_child_runs_the_code_of_its_parent(tmp_path: Path) -> None:
+    """Not that of another clone, which the environment has installed."""
+    other = tmp_path / "other"
+    (other / "dollyllama" / "study").mkdir(parents=True)
+    for name in ("__init__", "study/__init__", "study/isolate"):
+        (other / "dollyllama" / f"{name}.py").touch()
+    program = (
+        "import sys\n"
+        f"sys.path.insert(0, {str(ROOT)!r})\n"
+        "from pathlib import Path\n"
+        "from dollyllama.study.isolate import run_isolated\n"
+        "from dollyllama.provenance import package_versions\n"
+        "print(run_isolated(package_versions, log=Path('log.txt'), environment={},"
+        " seconds=None).end)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(other)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.stdout, done.stderr) == ("done\n", "")
 
 
 def test_no_orphan_is_left_when_the_parent_is_killed(tmp_path: Path) -> None:
