@@ -1,10 +1,17 @@
-"""Whether CUDA answers, found out without importing torch (which takes seconds)."""
+"""The cores and GPUs at hand, found out without importing torch (which takes seconds)."""
 
 from __future__ import annotations
 
 import ctypes
+import os
+import sys
 from functools import cache
 from importlib.metadata import version
+
+
+def usable_cores() -> int:
+    """Those that this process may run on, where the system tells, or else all."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def cuda_is_available() -> bool:

@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 
 from dollyllama import distributed
+from dollyllama.device import usable_cores
 from dollyllama.files import digest
 from dollyllama.redact import redact
 
@@ -119,11 +120,10 @@ def _version(name: str) -> str | None:
 
 def describe_machine() -> dict[str, Any]:
     """Processor, cores that this process may use, memory in MiB."""
-    usable = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),
-        "usable_cores": usable,
+        "usable_cores": usable_cores(),
         "memory_mib": psutil.virtual_memory().total // 2**20,
     }
 

@@ -26,6 +26,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from dollyllama import config, remote
+from dollyllama.device import usable_cores
 from dollyllama.files import locked
 from dollyllama.orphans import die_with_parent
 from dollyllama.redact import mask_output
@@ -51,7 +52,7 @@ from dollyllama.study.plan import (
     read_plan,
     write_plan,
 )
-from dollyllama.study.slots import cells_at_once, slot, usable_cores
+from dollyllama.study.slots import cells_at_once, slot
 
 #: Where sweeps go unless ``hydra.sweep.dir`` says otherwise.
 SWEEPS = Path("runs/sweeps")

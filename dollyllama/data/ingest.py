@@ -41,6 +41,7 @@ from dollyllama.data.store import (
     write_part,
 )
 from dollyllama.data.tokens import EncodedExample, encode_all
+from dollyllama.device import usable_cores
 from dollyllama.files import locked
 from dollyllama.orphans import die_with_parent
 
@@ -290,7 +291,7 @@ class Workers:
         self._pool: ProcessPoolExecutor | None = None
         # A process of a sweep's or of torch's data loader may have no children of its own.
         alone = multiprocessing.current_process().daemon
-        self.count = 1 if alone else min(8, len(os.sched_getaffinity(0)))
+        self.count = 1 if alone else min(8, usable_cores())
 
     def run(self, tasks: Iterator[tuple[Job, Chunk, Path, int]], done: Done) -> None:
         """Make and write a part of each task. ValueError of any of them stops all."""

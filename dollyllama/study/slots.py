@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from dollyllama.device import cuda_device_count
+from dollyllama.device import cuda_device_count, usable_cores
 from dollyllama.files import locked
 
 #: How often a cell that waits for a slot looks for one.
 _SECONDS = 0.5
-
-
-def usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def cells_at_once() -> int:

@@ -201,7 +201,7 @@ def test_a_preparation_that_was_killed_goes_on_behind_its_last_part(
     write_rows: WriteRows, run: Prepare, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("dollyllama.data.ingest.PART_ROWS", 10)
-    monkeypatch.setattr("dollyllama.data.ingest.os.sched_getaffinity", lambda pid: {0})
+    monkeypatch.setattr("dollyllama.device.os.sched_getaffinity", lambda pid: {0})
     data = make_data({"a": make_source(write_rows(numbered_rows(60)))})
     seen: list[int] = []
 
@@ -299,7 +299,7 @@ def test_several_processes_make_what_one_makes(
 ) -> None:
     alone = run(mix)
     monkeypatch.setattr("dollyllama.data.ingest.PART_ROWS", 7)
-    monkeypatch.setattr("dollyllama.data.ingest.os.sched_getaffinity", lambda pid: {0, 1, 2})
+    monkeypatch.setattr("dollyllama.device.os.sched_getaffinity", lambda pid: {0, 1, 2})
     shared = run(mix, cache="other")
     assert (shared.train, shared.held_out) == (alone.train, alone.held_out)
     assert shared.manifest == alone.manifest
@@ -340,7 +340,7 @@ def test_a_source_that_cannot_be_prepared_says_so_from_another_process(
     write_rows: WriteRows, run: Prepare, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("dollyllama.data.ingest.PART_ROWS", 5)
-    monkeypatch.setattr("dollyllama.data.ingest.os.sched_getaffinity", lambda pid: {0, 1})
+    monkeypatch.setattr("dollyllama.device.os.sched_getaffinity", lambda pid: {0, 1})
     data = make_data({"a": make_source(write_rows(numbered_rows(20)), format=RowFormat.gsm8k)})
     with pytest.raises(ValueError, match="it wants the column question"):
         run(data)
