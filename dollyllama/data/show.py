@@ -74,7 +74,7 @@ def count_table(manifest: dict[str, Any]) -> str:
     for name, source in sources.items():
         if found := source["gives_away"]:
             tests = ", ".join(f"{count:,} {test}" for test, count in found.items())
-            table += f"\n{name} gives away: {tests}"
+            table += f"\n{name} rows that would give away a test: {tests}"
     if compare and "mosaicml/dolly_hhrlhf" in ids:
         table += (
             "\nThe recipe trained on 72,763 rows; 39,420 of dolly_hhrlhf is that less the other "

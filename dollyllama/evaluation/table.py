@@ -62,7 +62,7 @@ def _row(name: str, before: Metric | None, after: Metric | None) -> list[str]:
         return [name, _value(before), _value(after), "", "", str(count.n)]
     change = after.value - before.value
     decimals = _DECIMALS.get(_what(name))
-    shown = f"{100 * change:+.1f} %" if decimals is None else f"{change:+.{decimals}f}"
+    shown = f"{100 * change:+z.1f} %" if decimals is None else f"{change:+z.{decimals}f}"
     n = str(after.n) if before.n == after.n else f"{before.n}, {after.n}"
     return [name, _value(before), _value(after), shown, _verdict(name, before, after), n]
 

@@ -40,6 +40,14 @@ def test_swapping_before_and_after_turns_the_verdict() -> None:
         ]
 
 
+def test_a_change_that_rounds_to_none_has_no_minus() -> None:
+    before = [Metric("rouge_l/code", 0.5, 0.01, 9), Metric("loss/code", 1.0, 0.01, 9)]
+    after = [Metric("rouge_l/code", 0.4999, 0.01, 9), Metric("loss/code", 0.9999, 0.01, 9)]
+    shares, losses = compare_table(before, after).splitlines()[1:]
+    assert " +0.0 %  within noise" in shares
+    assert " +0.000  within noise" in losses
+
+
 def test_without_a_before_there_is_one_column() -> None:
     assert compare_table(None, AFTER[:2]).splitlines() == [
         "                   value    n",
