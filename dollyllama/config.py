@@ -717,18 +717,21 @@ class Tracking:
 class Sweep:
     """How the runs of a sweep are judged and looked after; a single run has no use for it.
 
-    answers_primary: the metric that decides where cells share an adapter, and so a loss.
-    relevant: an effect below this share of the baseline's value does not matter. cell_minutes: a
-    cell that takes longer is stopped. fail_fast: so many first cells that all fail of the same
-    error end the sweep. tips: a variant and the claim that it puts to the test by dropping it;
-    better: a variant and the claim that it makes by itself. factors: the variants of a factorial
-    design. optional: variants that are left out where the machine or the model cannot have them.
+    answers_primary: the metric that decides where cells share an adapter, and so a loss. relevant:
+    an effect below this share of the baseline's value does not matter. cell_minutes: a cell that
+    takes longer is stopped. fail_fast: so many first cells that all fail of the same error end the
+    sweep. prune_after: once so many cells of a search have finished, one that falls behind their
+    median on the way is ended. tips: a variant and the claim that it puts to the test by dropping
+    it; better: a variant and the claim that it makes by itself. factors: the variants of a
+    factorial design. optional: variants that are left out where the machine or the model cannot
+    have them.
     """
 
     answers_primary: str | None
     relevant: float
     cell_minutes: float | None
     fail_fast: int | None
+    prune_after: int | None
     tips: dict[str, str]
     better: dict[str, str]
     factors: list[str]
@@ -738,6 +741,7 @@ class Sweep:
         _in_range("sweep.relevant", self.relevant, 0, 1, open_low=False)
         _in_range("sweep.cell_minutes", self.cell_minutes, 0, math.inf, open_low=True)
         _in_range("sweep.fail_fast", self.fail_fast, 1, math.inf, open_low=False)
+        _in_range("sweep.prune_after", self.prune_after, 1, math.inf, open_low=False)
 
 
 @dataclass(kw_only=True, slots=True)

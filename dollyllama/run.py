@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ from dollyllama.summary import columns, cost_rows, next_commands
 from dollyllama.tracking import Tracker, costs, open_tracker
 from dollyllama.training.budget import make_plan
 from dollyllama.training.checkpoints import list_checkpoints
-from dollyllama.training.fit import Diverged, FitResult, fit
+from dollyllama.training.fit import Ended, FitResult, Pruned, fit
 from dollyllama.weights import base_place
 
 
@@ -66,6 +67,7 @@ class Status(StrEnum):
     finished = enum.auto()
     interrupted = enum.auto()
     diverged = enum.auto()
+    pruned = enum.auto()
     failed = enum.auto()
 
 
@@ -94,14 +96,16 @@ def run(
     *,
     trained: Path | None = None,
     expect_memory: bool = True,
+    prune: Callable[[Path], str | None] | None = None,
 ) -> Result:
     """Train, evaluate and record one run in ``folder``; go on where it stopped if it holds one.
 
     trained: a finished run that differs in decoding and evaluation alone, whose adapter is taken
     over in place of training. expect_memory: whether to tell the peak of training beforehand, which
-    takes a second or more. Raises ValueError for what the user can mend, Diverged when the loss
-    stops being a number; the record in ``folder`` is complete either way. An interrupted run
-    returns with that status.
+    takes a second or more. prune: asked whenever the loss was measured during training whether to
+    go on with the run in this folder; what it returns is why not. Raises ValueError for what the
+    user can mend, Diverged when the loss stops being a number, Pruned; the record in ``folder`` is
+    complete either way. An interrupted run returns with that status.
     """
     record.check(folder)
     result = _previous_result(folder)
@@ -168,6 +172,7 @@ def run(
                 tracker,
                 mirror,
                 expect_memory=expect_memory,
+                prune=None if prune is None else partial(prune, folder),
             )
             if result.status is Status.interrupted:
                 distributed.meet()
@@ -375,6 +380,7 @@ def _train(
     mirror: remote.Mirror | None,
     *,
     expect_memory: bool,
+    prune: Callable[[], str | None] | None,
 ) -> Any:
     """Put an adapter on the base, train and save it; not saved when the run is interrupted."""
     model = put_adapter(run_config, base)
@@ -394,7 +400,9 @@ def _train(
     print(f"{_opening(run_config, model, data, result)}\n")
     with _timed(result, "train"):
         saved = None if mirror is None else mirror.try_update
-        result.train = _fit(run_config, model, tokenizer, data, folder, tracker.log, saved)
+        result.train = _fit(
+            run_config, model, tokenizer, data, folder, tracker.log, saved=saved, prune=prune
+        )
     if result.train.interrupted:
         result.status = Status.interrupted
     else:
@@ -409,7 +417,9 @@ def _fit(
     data: PreparedData,
     folder: Path,
     log: Callable[[int, dict[str, float]], None],
+    *,
     saved: Callable[[], None] | None = None,
+    prune: Callable[[], str | None] | None = None,
 ) -> FitResult:
     return fit(
         model,
@@ -424,6 +434,7 @@ def _fit(
         log=log,
         resume=(folder / "checkpoints").is_dir(),
         evaluate=_loss_by_source(run_config, model, data.held_out),
+        prune=prune,
         saved=saved,
     )
 
@@ -690,8 +701,10 @@ def _recorded(result: Result, folder: Path) -> Iterator[None]:
     except BaseException as error:
         result.error = str(redact(f"{type(error).__name__}: {error}"))
         result.status = Status.failed
-        if isinstance(error, Diverged):
+        if isinstance(error, Ended):
             result.status, result.train = Status.diverged, error.result
+            if isinstance(error, Pruned):
+                result.status, result.error = Status.pruned, str(error)
         elif isinstance(error, KeyboardInterrupt):
             result.status, result.error = Status.interrupted, None
         raise
@@ -748,6 +761,9 @@ def _tracked(run_config: config.Run, folder: Path, result: Result) -> Iterator[T
         interrupted = result.status is Status.interrupted
     except KeyboardInterrupt:
         interrupted = True
+        raise
+    except Pruned:
+        failed = False
         raise
     finally:
         tracker.finish(failed, interrupted=interrupted)

@@ -52,6 +52,7 @@ from dollyllama.study.plan import (
     read_plan,
     write_plan,
 )
+from dollyllama.study.prune import MedianRule, losses_on_the_way
 from dollyllama.study.slots import cells_at_once, slot
 
 #: Where sweeps go unless ``hydra.sweep.dir`` says otherwise.
@@ -217,6 +218,10 @@ class StudyCallback(Callback):
         if not str(master.hydra.sweeper._target_).endswith(".BasicSweeper"):
             SESSION.search = _search(master, folder)
             return
+        if master.sweep.prune_after is not None:
+            raise ValueError(
+                "sweep.prune_after is for a search: a study compares cells trained to their end"
+            )
         plan = plan_study(list(_jobs(master)))
         _check_claims(plan)
         mirror = remote.mirror_of(folder, plan.tracking.mirror)
@@ -271,6 +276,17 @@ def _search(master: DictConfig, folder: Path) -> Search:
     given = OmegaConf.select(master, "hydra.sweeper.direction")
     if given is not None and str(given).rpartition(".")[2] != wanted:
         raise ValueError(f"for {primary} it must be hydra.sweeper.direction={wanted}, not {given}")
+    if master.sweep.prune_after is not None:
+        if not primary.startswith("loss/"):
+            raise ValueError(
+                f"sweep.prune_after judges cells by their loss on the way, not by {primary}: give "
+                "sweep.prune_after=null, or evaluation.primary=loss/all"
+            )
+        if master.trainer.eval_steps is None:
+            raise ValueError(
+                "sweep.prune_after judges cells by their loss on the way, and trainer.eval_steps="
+                "null measures none: give it a number of steps, or sweep.prune_after=null"
+            )
     return Search(folder, primary)
 
 
@@ -313,6 +329,7 @@ def run_job(composed: DictConfig, hydra_config: Any) -> float | None:
         share=partial(slot, folder, _at_once_of(hydra_config)),
         hopeless=hopeless,
         minutes=run.sweep.cell_minutes,
+        **({} if cells else _of_search(run, hydra_config)),
     )
     value = _primary(folder / planned.folder, run.evaluation.primary)
     if not cells:  # nobody watches over a search
@@ -320,7 +337,23 @@ def run_job(composed: DictConfig, hydra_config: Any) -> float | None:
         print(f"{planned.variant.replace('+', ' ')}: {status}: {result}", file=sys.stderr)
     if status == "diverged" and run.evaluation.primary is not None:
         return -math.inf * direction(run.evaluation.primary)  # the worst there is
+    if status == "pruned":
+        return min(losses_on_the_way(folder / planned.folder, str(run.evaluation.primary)).values())
     return value
+
+
+def _of_search(run: config.Run, hydra_config: Any) -> dict[str, Any]:
+    """What ``run_cell`` has to know of a cell that a sweeper has proposed."""
+    number = hydra_config.job.num
+    at_once = OmegaConf.select(hydra_config, "sweeper.n_jobs") or 1  # Optuna's; others have none
+    rule = None
+    if run.sweep.prune_after is not None and run.evaluation.primary is not None:
+        rule = MedianRule(
+            metric=run.evaluation.primary,
+            before=number - number % at_once,
+            least=run.sweep.prune_after,
+        )
+    return {"number": number, "prune": rule and rule.verdict}
 
 
 def _axes(overrides: Sequence[str], hydra_config: Any) -> list[str]:

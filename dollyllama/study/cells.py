@@ -104,13 +104,17 @@ def run_cell(
     share: Callable[[], AbstractContextManager[dict[str, str]]],
     hopeless: Callable[[], bool] = lambda: False,
     minutes: float | None,
+    number: int | None = None,
+    prune: Callable[[Path], str | None] | None = None,
 ) -> tuple[str, str | None]:
     """Bring a cell to its end in a process of its own, or find that it is there; return its status.
 
     The result is copied from a finished cell of another sweep, or its adapter taken from one of
     this sweep that differs in decoding and evaluation alone, where there is one. share: waits for
     the cell's share of the machine, and gives variables for its process. hopeless: asked before
-    that begins; True leaves the cell as it is. ValueError when the folder holds something else.
+    that begins; True leaves the cell as it is. number: its place in a search. prune: asked whenever
+    the cell has measured its loss while it trains; what it returns is why it ends there.
+    ValueError when the folder holds something else.
     """
     folder = sweep / planned.folder
     if run.tracking.mirror is not None:
@@ -120,9 +124,11 @@ def run_cell(
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as held:
         held.enter_context(locked(_lock(sweep, planned.folder), None))
-        if is_settled(folder):
+        if is_settled(folder) or _is_pruned(folder, prune):
             return status_of(folder)
         about: dict[str, Any] = {**asdict(planned), "trained_by": None, "reused_from": None}
+        if number is not None:
+            about["number"] = number
         if (found := finished_twin(folder, planned)) is not None:
             twin, theirs = found
             about |= {"trained_by": theirs["trained_by"], "reused_from": str(twin)}
@@ -148,6 +154,7 @@ def run_cell(
                 run,
                 folder,
                 trained,
+                prune,
                 log=folder / LOG_FILE,
                 environment=environment,
                 seconds=None if minutes is None else 60 * minutes,
@@ -176,6 +183,13 @@ def is_settled(folder: Path) -> bool:
     return status == "diverged" or (status == "finished" and is_whole(folder))
 
 
+def _is_pruned(folder: Path, prune: Callable[[Path], str | None] | None) -> bool:
+    """Whether a cell was ended early, and would be again."""
+    if prune is None or status_of(folder)[0] != "pruned":
+        return False
+    return prune(folder) is not None
+
+
 def is_whole(folder: Path) -> bool:
     """Whether a finished cell has its adapter, and its record is as it was written."""
     try:
@@ -202,16 +216,23 @@ def _clear(folder: Path) -> None:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def _run(run: config.Run, folder: Path, trained: Path | None) -> None:
+def _run(
+    run: config.Run,
+    folder: Path,
+    trained: Path | None,
+    prune: Callable[[Path], str | None] | None,
+) -> None:
     """What happens in the cell's own process."""
     import torch
 
     from dollyllama.run import run as run_to_the_end
+    from dollyllama.training.fit import Pruned
 
     if threads := os.environ.get("OMP_NUM_THREADS"):
         torch.set_num_threads(int(threads))
     # What cells take is told from those that are done.
-    run_to_the_end(run, folder, trained=trained, expect_memory=False)
+    with suppress(Pruned):
+        run_to_the_end(run, folder, trained=trained, expect_memory=False, prune=prune)
 
 
 def check_own(folder: Path, planned: Planned) -> None:

@@ -23,7 +23,7 @@ from dollyllama.study.analyse import (
     ranked,
 )
 from dollyllama.study.compare import ALPHA, Verdict
-from dollyllama.study.records import Cell, CellStatus, head_scores, recorded
+from dollyllama.study.records import AS_MEANT, Cell, CellStatus, head_scores, recorded
 from dollyllama.webpage.render import json_for_script, render_page
 
 #: Held-out examples whose answers are put beside each other, and how long an answer may be: a page
@@ -55,15 +55,12 @@ def page(study: Study) -> str:
         "costs": wording.cost_table(study, nothing="–"),
         "samples": _samples(study),
         "cells": _cells(study),
-        "failures": [cell for cell in study.cells if cell.status in _FAILED],
+        "failures": [cell for cell in study.cells if cell.status not in AS_MEANT],
         "provenance": _provenance(study),
         "settings": _settings(study),
         "wording": wording,
     }
     return render_page(Path(__file__).parent, values)
-
-
-_FAILED = frozenset(CellStatus) - {CellStatus.finished, CellStatus.planned}
 
 
 # --- verdicts -----------------------------------------------------------------------------------

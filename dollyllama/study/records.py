@@ -50,9 +50,14 @@ class CellStatus(StrEnum):
     running = auto()
     interrupted = auto()
     diverged = auto()
+    pruned = auto()
     failed = auto()
     damaged = auto()
     planned = auto()
+
+
+#: Every other status is a failure to be told of.
+AS_MEANT = frozenset({CellStatus.finished, CellStatus.pruned, CellStatus.planned})
 
 
 class Observation(NamedTuple):

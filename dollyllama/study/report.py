@@ -15,7 +15,7 @@ from dollyllama.files import write_text
 from dollyllama.study import wording
 from dollyllama.study.analyse import COSTS, Comparison, Study, Variant, analyse, effects, ranked
 from dollyllama.study.page import page
-from dollyllama.study.records import Cell, CellStatus, read_sweep, recorded
+from dollyllama.study.records import AS_MEANT, Cell, read_sweep, recorded
 
 
 def write_report(
@@ -190,8 +190,7 @@ def _row(variant: Variant) -> list[str]:
 
 
 def _failures(study: Study) -> list[Cell]:
-    good = (CellStatus.finished, CellStatus.planned)
-    return [cell for cell in study.cells if cell.status not in good]
+    return [cell for cell in study.cells if cell.status not in AS_MEANT]
 
 
 def _why(cell: Cell) -> str:

@@ -28,13 +28,13 @@ from dollyllama.interrupt import interruptible
 from dollyllama.model.attention import row_attention
 from dollyllama.model.shard import shares
 from dollyllama.training.budget import make_plan
-from dollyllama.training.loop import Diverged, Log, Loop
+from dollyllama.training.loop import Diverged, Ended, Log, Loop, Pruned
 from dollyllama.training.loss import supervision
 from dollyllama.training.optimizers import build_optimizer, build_schedule
 from dollyllama.training.pilot import within_seconds
 from dollyllama.training.progress import peak_memory_mib
 
-__all__ = ["Diverged", "FitResult", "fit"]
+__all__ = ["Diverged", "Ended", "FitResult", "Pruned", "fit"]
 
 #: Rows that tell a checkpoint's data from others, beside the lengths of all.
 _TOLD_BY = 256
@@ -73,21 +73,24 @@ def fit(
     log: Log,
     resume: bool,
     evaluate: Callable[[int], dict[str, float]] | None = None,
+    prune: Callable[[], str | None] | None = None,
     saved: Callable[[], None] | None = None,
 ) -> FitResult:
     """Train the trainable parameters of ``model`` on ``rows``; it comes back in evaluation mode.
 
     The loss of an optimizer step is the mean over its supervised tokens, however they are spread
     over micro-batches. Every ``trainer.eval_steps`` steps ``evaluate`` is called, and what it
-    returns is logged; it leaves no trace in training. With ``trainer.checkpoint_steps``, a
+    returns is logged; it leaves no trace in training. ``prune`` is asked behind it, before the last
+    step, whether to go on: what it returns is why not. With ``trainer.checkpoint_steps``, a
     checkpoint is written at that interval and after the last step, below ``folder/checkpoints``,
     and ``saved`` is called.
     resume: go on from the newest checkpoint there; from the beginning where there is none.
 
     SIGINT or SIGTERM ends training after the step, with a checkpoint and ``interrupted`` set.
     Raises Diverged when the loss becomes NaN or infinite, after logging it (on a GPU, which is not
-    waited for at every step, with the next line that is due). ValueError for what settings or
-    folder make impossible, ConnectionError when another process of the run is gone.
+    waited for at every step, with the next line that is due), Pruned for a reason to end.
+    ValueError for what settings or folder make impossible, ConnectionError when another process of
+    the run is gone.
     """
     if trainer.max_seconds is not None:
 
@@ -130,6 +133,7 @@ def fit(
         settings={key: config.fingerprint(value) for key, value in settings.items()},
         log=log,
         evaluate=evaluate,
+        prune=prune,
         seed=seed,
         saved=saved,
     )
@@ -171,7 +175,7 @@ def fit(
                 with distributed.told_of_the_dead():
                     hf_trainer.train()
                 loop.end()
-            except Diverged as error:
+            except Ended as error:
                 error.result = _result(loop, device)
                 raise
     model.eval()

@@ -36,13 +36,21 @@ from dollyllama.training.progress import Stopwatch, open_bar, peak_memory_mib
 Log = Callable[[int, dict[str, float]], None]
 
 
-class Diverged(Exception):  # noqa: N818
-    """The training loss is no finite number any more.
+class Ended(Exception):  # noqa: N818
+    """Training is over before its last step.
 
     result: what was done before, a FitResult, once ``fit`` raises it.
     """
 
     result: Any = None
+
+
+class Diverged(Ended):
+    """The training loss is no finite number any more."""
+
+
+class Pruned(Ended):
+    """There is no use in going on, by what was measured on the way."""
 
 
 class Loop(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
@@ -66,6 +74,7 @@ class Loop(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
         settings: dict[str, str],
         log: Log,
         evaluate: Callable[[int], dict[str, float]] | None,
+        prune: Callable[[], str | None] | None,
         seed: int,
         saved: Callable[[], None] | None,
     ) -> None:
@@ -87,6 +96,7 @@ class Loop(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
         self._settings = settings
         self._log = log
         self._evaluate = evaluate
+        self._prune = prune
         self._seed = seed
         self._batch = 0  # of this process's in the step
         self._saved = saved
@@ -200,6 +210,10 @@ class Loop(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
         ):
             with self._watch.paused(), self._outside_training():
                 self._log(self.step, self._evaluate(self.step))
+            self.seconds = self._watch.seconds
+            last = self.step == self._plan.steps
+            if self._prune is not None and not last and (reason := self._prune()) is not None:
+                raise Pruned(reason)
         self.seconds = self._watch.seconds
         interval = trainer.checkpoint_steps
         at_interval = interval is not None and (

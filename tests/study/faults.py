@@ -24,7 +24,7 @@ def write_result(folder: Path, status: str, error: str | None = None) -> None:
     (folder / "result.json").write_text(text, encoding="utf-8")
 
 
-def finish(run: Any, folder: Path, trained: Path | None) -> None:
+def finish(run: Any, folder: Path, trained: Path | None, *_: object) -> None:
     print("it finished")
     write_result(folder, "finished")
 
@@ -33,16 +33,16 @@ def say_environment(variable: str) -> None:
     print(os.environ.get(variable), file=sys.stdout)
 
 
-def raise_at_once(run: Any, folder: Path, trained: Path | None) -> None:
+def raise_at_once(run: Any, folder: Path, trained: Path | None, *_: object) -> None:
     raise ValueError("no such thing")
 
 
-def raise_and_record(run: Any, folder: Path, trained: Path | None) -> None:
+def raise_and_record(run: Any, folder: Path, trained: Path | None, *_: object) -> None:
     write_result(folder, "diverged", "Diverged: the loss is nan")
     raise ValueError("the loss is nan")
 
 
-def eat_memory(run: Any, folder: Path, trained: Path | None) -> None:
+def eat_memory(run: Any, folder: Path, trained: Path | None, *_: object) -> None:
     import resource
 
     write_result(folder, "running")
@@ -50,21 +50,21 @@ def eat_memory(run: Any, folder: Path, trained: Path | None) -> None:
     bytearray(2**34)
 
 
-def die_at_once(run: Any, folder: Path, trained: Path | None) -> None:
+def die_at_once(run: Any, folder: Path, trained: Path | None, *_: object) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def kill_itself(run: Any, folder: Path, trained: Path | None) -> None:
+def kill_itself(run: Any, folder: Path, trained: Path | None, *_: object) -> None:
     write_result(folder, "running")
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def hang(run: Any, folder: Path, trained: Path | None) -> None:
+def hang(run: Any, folder: Path, trained: Path | None, *_: object) -> None:
     write_result(folder, "running")
     time.sleep(600)
 
 
-def hang_and_save(run: Any, folder: Path, trained: Path | None) -> None:
+def hang_and_save(run: Any, folder: Path, trained: Path | None, *_: object) -> None:
     write_result(folder, "running")
     try:
         time.sleep(600)
@@ -72,13 +72,13 @@ def hang_and_save(run: Any, folder: Path, trained: Path | None) -> None:
         write_result(folder, "interrupted")
 
 
-def crash(run: Any, folder: Path, trained: Path | None) -> None:
+def crash(run: Any, folder: Path, trained: Path | None, *_: object) -> None:
     import ctypes
 
     write_result(folder, "running")
     ctypes.string_at(0)
 
 
-def note_training(run: Any, folder: Path, trained: Path | None) -> None:
+def note_training(run: Any, folder: Path, trained: Path | None, *_: object) -> None:
     write_result(folder, "finished")
     (folder / "trained").write_text(str(trained), encoding="utf-8")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,8 @@ from omegaconf import OmegaConf
 
 from dollyllama import sweeping
 from dollyllama.study import slots
+from dollyllama.study.cells import status_of
+from dollyllama.study.prune import losses_on_the_way
 
 ROOT = Path(__file__).parents[2]
 TINY = (
@@ -237,10 +240,61 @@ def test_a_search_goes_on_and_names_its_best(tmp_path: Path) -> None:
     assert losses(partial) == losses(whole)
 
 
+@pytest.mark.slow
+@needs_optuna
+def test_a_search_ends_cells_that_fall_behind(tmp_path: Path) -> None:
+    folder = tmp_path / "sweeps" / "search"
+    command = (
+        *("sweep=search", "hydra.sweeper.n_jobs=1", "hydra/launcher=basic", *TINY),
+        *("hydra.sweeper.n_trials=5", "hydra.sweeper.sampler.n_startup_trials=5"),
+        *("trainer.max_steps=3", "trainer.eval_steps=2", "sweep.prune_after=1"),
+    )
+
+    def results() -> dict[str, tuple[str, str | None]]:
+        return {file.parent.name: status_of(file.parent) for file in folder.glob("*/result.json")}
+
+    status, output = sweep(folder, *command)
+    assert status == 0, output
+    first = results()
+    pruned = [name for name, (status, _) in first.items() if status == "pruned"]
+    assert 1 <= len(pruned) < len(first) == 5
+    assert {status for status, _ in first.values()} == {"finished", "pruned"}
+    assert f"the best of {5 - len(pruned)}: " in output
+    assert "by step 2, where 1 had " in output
+    for name in pruned:
+        assert losses_on_the_way(folder / name, "loss/all").keys() == {2}
+        assert not (folder / name / "adapter").exists()
+    assert "pruned" in (folder / "report.html").read_text(encoding="utf-8")
+
+    # The same proposals again are judged as they were; what is there is taken.
+    shutil.rmtree(folder / pruned[-1])
+    began = {file: file.stat().st_mtime_ns for file in folder.glob("*/result.json")}
+    assert sweep(folder, *command)[0] == 0
+    assert results() == first
+    assert {file: file.stat().st_mtime_ns for file in began} == began
+    # Without the rule they are trained to their end.
+    assert sweep(folder, *command, "sweep.prune_after=null")[0] == 0
+    assert results() == dict.fromkeys(first, ("finished", None))
+
+
+def test_a_study_of_whole_cells_prunes_none(tmp_path: Path) -> None:
+    status, output = sweep(tmp_path / "sweeps" / "ranks", "sweep=ranks", "sweep.prune_after=3")
+    assert status == 2
+    assert output.startswith("error: sweep.prune_after is for a search")
+
+
 @needs_optuna
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
+        (
+            (
+                *("evaluation.primary=score/all", "hydra.sweeper.direction=maximize"),
+                "sweep.prune_after=5",
+            ),
+            "sweep.prune_after judges cells by their loss on the way, not by score/all",
+        ),
+        (("sweep.prune_after=5",), "trainer.eval_steps=null measures none"),
         (("--dry-run",), "there is no plan to show"),
         (("evaluation.primary=null",), "a search needs a metric to judge by"),
         (("evaluation.primary=score/all",), "hydra.sweeper.direction=maximize"),

@@ -121,6 +121,7 @@ def run_fit(
     seed: int = 0,
     resume: bool = False,
     evaluate: Callable[[int], dict[str, float]] | None = None,
+    prune: Callable[[], str | None] | None = None,
     on_log: Callable[[int, dict[str, float]], None] | None = None,
     **trainer: Any,
 ) -> tuple[FitResult, Logged]:
@@ -145,6 +146,7 @@ def run_fit(
         log=log,
         resume=resume,
         evaluate=evaluate,
+        prune=prune,
     )
     return result, logged
 

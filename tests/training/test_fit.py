@@ -18,7 +18,7 @@ import torch
 from dollyllama.config import Batching, OptimizerName, Schedule, ScheduleName
 from dollyllama.fast.projections import project
 from dollyllama.training.budget import make_plan
-from dollyllama.training.fit import Diverged, FitResult, fit
+from dollyllama.training.fit import Diverged, FitResult, Pruned, fit
 from dollyllama.training.profile import count_flops
 from tests.training.build import (
     VOCABULARY,
@@ -458,6 +458,34 @@ def test_evaluations_are_logged_and_change_nothing_in_training(
         (4, {"loss/sql": 4.0}),
     ]
     assert equal(trainable(model), trainable(plain))
+
+
+def test_a_run_without_prospects_ends_behind_an_evaluation(tmp_path: Path) -> None:
+    steps: list[int] = []
+
+    def evaluate(step: int) -> dict[str, float]:
+        steps.append(step)
+        return {"loss/sql": float(step)}
+
+    def run(verdicts: dict[int, str]) -> None:
+        steps.clear()
+        folder = tmp_path / "-".join(map(str, verdicts))
+        run_fit(
+            make_model(),
+            ROWS,
+            folder,
+            max_steps=4,
+            eval_steps=1,
+            evaluate=evaluate,
+            prune=lambda: verdicts.get(steps[-1]),
+        )
+
+    with pytest.raises(Pruned, match="too far behind") as ended:
+        run({2: "too far behind"})
+    assert steps == [1, 2]
+    assert ended.value.result.steps == 2
+    run({4: "there is nothing left to save"})
+    assert steps == [1, 2, 3, 4]
 
 
 def test_the_profiler_writes_a_table_and_a_trace(tmp_path: Path) -> None:
