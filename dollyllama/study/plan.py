@@ -225,7 +225,10 @@ def _estimate(plan: StudyPlan, left: Sequence[Planned], folder: Path, at_once: i
     alike = [sweep for sweep in sorted(folder.parent.glob("*/")) if _budget(sweep) == plan.budget]
     costs = _costs(folder) or [cost for sweep in alike for cost in _costs(sweep)]
     if not costs:
-        return "time and memory are told here once the first cell is done"
+        return (
+            "time and memory are told here once the first cell is done; memory before that by "
+            "python -m dollyllama plan OVERRIDES"
+        )
     seconds = [fmean(own) for trains in (True, False) if (own := _seconds(costs, trains))]
     first = {cell.training: cell.folder for cell in reversed(plan.cells)}
     train = sum(first[cell.training] == cell.folder for cell in left)
