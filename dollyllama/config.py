@@ -860,6 +860,10 @@ class Study(Run):
 _INTERPOLATION = re.compile(r"(?<!\\)(?:\\\\)*\$\{")
 
 
+#: Keys that came later than the first runs, whose configs lack them, and what was done then.
+_LATER = {"sweep.prune_after": None}
+
+
 def save(run: Run, path: Path) -> None:
     """Write ``run`` as resolved YAML that ``load`` reads back to an equal object."""
     write_text(path, OmegaConf.to_yaml(OmegaConf.structured(run)))
@@ -873,8 +877,9 @@ def load(path: Path) -> Run:
 def read(path: Path) -> DictConfig:
     """Read a config that ``save`` wrote, unchecked. ValueError when it is absent or damaged.
 
-    It holds values alone: an interpolation, by which OmegaConf would read a variable of the
-    environment, is refused, since the folder may be a stranger's.
+    What an earlier version had no key for is as it was then. It holds values alone: an
+    interpolation, by which OmegaConf would read a variable of the environment, is refused, since
+    the folder may be a stranger's.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -889,6 +894,10 @@ def read(path: Path) -> DictConfig:
     for key, value in leaves(OmegaConf.to_container(values, resolve=False)):
         if _INTERPOLATION.search(str(value)):
             raise ValueError(f"{path}: {key} is {value}, and a run's config holds no interpolation")
+    for key, value in _LATER.items():
+        section, _, name = key.rpartition(".")
+        if isinstance(part := values.get(section), DictConfig) and name not in part:
+            part[name] = value
     return values
 
 

@@ -75,6 +75,19 @@ def test_a_saved_config_loads_back_equal(name: str | None, tmp_path: Path) -> No
     assert config.load(tmp_path / "config.yaml") == run
 
 
+def test_a_config_from_before_a_key_is_as_it_was(tmp_path: Path) -> None:
+    run = config.build(composed())
+    config.save(run, tmp_path / "config.yaml")
+    text = (tmp_path / "config.yaml").read_text(encoding="utf-8")
+    older = text.replace("  prune_after: null\n", "")
+    assert older != text
+    (tmp_path / "config.yaml").write_text(older, encoding="utf-8")
+    assert config.load(tmp_path / "config.yaml") == run
+    (tmp_path / "config.yaml").write_text(older.replace("  fail_fast: 3\n", ""), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"sweep\.fail_fast has no value"):
+        config.load(tmp_path / "config.yaml")
+
+
 def leaves(values: Any, prefix: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
     for key, value in values.items():
         if isinstance(value, dict) and value:
