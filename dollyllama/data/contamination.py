@@ -22,7 +22,6 @@ import numpy.typing as npt
 
 from dollyllama.data.near import (
     BANDS,
-    BUCKETS,
     FIELD_SHIFT,
     FIELDS,
     Content,
@@ -56,9 +55,12 @@ _FACTOR = np.uint64(0x9E3779B97F4A7C15)
 
 #: Tests that one row is compared with in a band.
 _NEIGHBOURS = 8
-#: Tests, and rows, whose texts are in memory together: a test takes some 6 KB.
-_TESTS_AT_ONCE = 1 << 16
+#: Tests, and rows, whose runs are in memory together: a test takes some 6 KB. Questions of tests
+#: whose bands are, which take less: all rows are gone through for each lot of either.
+_TESTS_AT_ONCE, _QUESTIONS_AT_ONCE = 1 << 16, 1 << 18
 _ROWS_AT_ONCE = 2048
+#: Bits of a shingle by which it is counted: 128 MiB of bytes.
+_MOST_BITS = 27
 
 #: Texts of the rows with these numbers.
 Read = Callable[[Indices], Sequence[Content]]
@@ -99,15 +101,23 @@ def find_contamination(
     is_training_R = np.zeros(len(offsets) - 1, np.bool_)
     is_training_R[training] = True
     found: list[Match] = []
-    for start in range(0, len(tests), _TESTS_AT_ONCE):
-        some = tests[start : start + _TESTS_AT_ONCE]
-        asked = [(question, given, "") for question, given, _ in some]
-        near = _near_questions(asked, is_training_R, values_V, offsets, weights)
-        is_training_R[[match.row for match in near]] = False
-        shared = _shared_runs(asked, is_training_R, read, values_V, offsets, weights)
-        is_training_R[[match.row for match in shared]] = False
-        found += [replace(match, test=start + match.test) for match in near + shared]
+
+    def note(start: int, matches: list[Match]) -> None:
+        is_training_R[[match.row for match in matches]] = False
+        found.extend(replace(match, test=start + match.test) for match in matches)
+
+    for start, asked in _lots(tests, _QUESTIONS_AT_ONCE):
+        note(start, _near_questions(asked, is_training_R, values_V, offsets, weights))
+    counts = _count(values_V, offsets) if len(tests) else np.empty(0, np.uint8)
+    for start, asked in _lots(tests, _TESTS_AT_ONCE):
+        note(start, _shared_runs(asked, is_training_R, read, values_V, offsets, weights, counts))
     return sorted(found, key=lambda match: match.row)
+
+
+def _lots(tests: Sequence[Content], size: int) -> Iterator[tuple[int, list[Content]]]:
+    """Yield so many tests at a time without their answers, and the first one's number."""
+    for start in range(0, len(tests), size):
+        yield start, [(asked, given, "") for asked, given, _ in tests[start : start + size]]
 
 
 # --- near copies ---------------------------------------------------------------------------------
@@ -171,14 +181,21 @@ def _shared_runs(
     values_V: Shingles,
     offsets: Indices,
     weights: Floats,
+    counts: npt.NDArray[np.uint8],
 ) -> list[Match]:
-    """Find rows that have 13 words in a row of a test, in question, input or answer."""
+    """Find rows that have 13 words in a row of a test, in question, input or answer.
+
+    counts: as of ``_count``.
+    """
     words_V, text_V = hash_words(text for fields in asked for text in fields)
     runs_G, start_G = hash_runs(words_V, text_V)
     pairs_V = hash_pairs(words_V)
     pairs_GW = pairs_V[start_G[:, None] + np.arange(RUN_WORDS - 1)]
     tells = weights[bucket(pairs_GW)].sum(1) >= _LIGHTEST_RUN
-    rows = np.flatnonzero(is_training_R & _may_share(pairs_GW[tells], values_V, offsets))
+    # A row without the rarest word pair of a run has not the run, and its text need not be read.
+    rarest_G = counts[_cut(pairs_GW, counts)].argmin(1)
+    rare = np.take_along_axis(pairs_GW, rarest_G[:, None], axis=1)[tells, 0]
+    rows = np.flatnonzero(is_training_R & _have_any(rare, values_V, offsets))
     runs_G, first_G = np.unique(runs_G[tells], return_index=True)
     test_G = text_V[start_G[tells][first_G]] // FIELDS
     runs_T = np.bincount(test_G, minlength=len(asked))
@@ -223,33 +240,37 @@ def hash_runs(words_V: Shingles, text_V: Indices) -> tuple[Keys, Indices]:
     return runs_G[start_G], start_G
 
 
-def _may_share(pairs_GW: Shingles, values_V: Shingles, offsets: Indices) -> npt.NDArray[np.bool_]:
-    """Return whether each row has the rarest word pair of any run, of which these are the pairs.
+def _count(values_V: Shingles, offsets: Indices) -> npt.NDArray[np.uint8]:
+    """Return about how many rows have a word pair, by its last bits: a chunk of rows counts once.
 
-    A row without it has not the run either, and its text need not be read.
+    It is 0 where none has it, and stays 255 from there on.
     """
-    wanted = distinct(pairs_GW.ravel())
-    rows_of = np.zeros(len(wanted), np.int64)
-    for _, place in _wanted(values_V, offsets, wanted):
-        np.add.at(rows_of, place, 1)
-    rarest_G = rows_of[np.searchsorted(wanted, pairs_GW)].argmin(1)
-    rarest = distinct(np.take_along_axis(pairs_GW, rarest_G[:, None], axis=1).ravel())
-    may_R = np.zeros(len(offsets) - 1, np.bool_)
-    for row, _ in _wanted(values_V, offsets, rarest):
-        may_R[row] = True
-    return may_R
+    counts = np.zeros(1 << min(_MOST_BITS, len(values_V).bit_length()), np.uint8)
+    for _, some_V, _ in chunks(values_V, offsets):
+        place_V = _cut(some_V, counts)
+        seen_V = counts[place_V]
+        seen_V += seen_V < 255
+        counts[place_V] = seen_V
+    return counts
 
 
-def _wanted(
-    values_V: Shingles, offsets: Indices, wanted: Shingles
-) -> Iterator[tuple[Indices, Indices]]:
-    """Yield (rows, places in ``wanted``) of the shingles that are wanted, in whichever field."""
-    listed = np.zeros(BUCKETS, np.bool_)
-    listed[bucket(wanted)] = True
+def _cut(values: Shingles, table: npt.NDArray[Any]) -> Shingles:
+    """Where shingles stand in a table of a power of two, whatever their field."""
+    return values & np.uint32(len(table) - 1)
+
+
+def _have_any(pairs_G: Shingles, values_V: Shingles, offsets: Indices) -> npt.NDArray[np.bool_]:
+    """Return whether each row has any of these word pairs, in whichever field."""
+    wanted = distinct(pairs_G)
+    # Most shingles are none of them, which a look at some of their bits tells.
+    listed = np.zeros(1 << min(_MOST_BITS, len(wanted).bit_length() + 3), np.bool_)
+    listed[_cut(wanted, listed)] = True
+    have_R = np.zeros(len(offsets) - 1, np.bool_)
     for start, some_V, some in chunks(values_V, offsets):
-        likely = np.flatnonzero(listed[bucket(some_V)])
-        at, place = _find(some_V[likely] & np.uint32((1 << FIELD_SHIFT) - 1), wanted)
-        yield start + np.searchsorted(some, likely[at], side="right") - 1, place
+        likely = np.flatnonzero(listed[_cut(some_V, listed)])
+        at, _ = _find(some_V[likely] & np.uint32((1 << FIELD_SHIFT) - 1), wanted)
+        have_R[start + np.searchsorted(some, likely[at], side="right") - 1] = True
+    return have_R
 
 
 def _find(values: npt.NDArray[Number], known: npt.NDArray[Number]) -> tuple[Indices, Indices]:

@@ -149,8 +149,9 @@ def test_tests_in_small_batches_keep_their_numbers(monkeypatch: pytest.MonkeyPat
     rows = make_rows(100)
     tests = [*make_rows(20, seed=9), rows[8], (f"{rows[9][2]} more", "", "")]
     expected = [(8, 20, Kind.near_copy), (9, 21, Kind.n_gram)]
-    for size in (1000, 7):
+    for size, questions in ((1000, 1000), (7, 1000), (1000, 7), (7, 3)):
         monkeypatch.setattr(contamination, "_TESTS_AT_ONCE", size)
+        monkeypatch.setattr(contamination, "_QUESTIONS_AT_ONCE", questions)
         found, _ = search(tests, rows)
         assert [(match.row, match.test, match.kind) for match in found] == expected
 
