@@ -63,7 +63,7 @@ def group() -> Iterator[None]:
     if processes() == 1:
         yield
         return
-    if "MASTER_ADDR" not in os.environ:
+    if not all(os.environ.get(name) for name in ("RANK", "MASTER_ADDR", "MASTER_PORT")):
         raise ValueError(
             "WORLD_SIZE is set as of several processes, but not where they meet: start them by "
             "torchrun or accelerate launch (docs/distributed.md), or unset WORLD_SIZE"

@@ -52,7 +52,7 @@ from dollyllama.study.plan import (
     read_plan,
     write_plan,
 )
-from dollyllama.study.prune import MedianRule, losses_on_the_way
+from dollyllama.study.prune import MedianRule, losses_on_the_way, note_proposal
 from dollyllama.study.slots import cells_at_once, slot
 
 #: Where sweeps go unless ``hydra.sweep.dir`` says otherwise.
@@ -276,18 +276,26 @@ def _search(master: DictConfig, folder: Path) -> Search:
     given = OmegaConf.select(master, "hydra.sweeper.direction")
     if given is not None and str(given).rpartition(".")[2] != wanted:
         raise ValueError(f"for {primary} it must be hydra.sweeper.direction={wanted}, not {given}")
-    if master.sweep.prune_after is not None:
-        if not primary.startswith("loss/"):
-            raise ValueError(
-                f"sweep.prune_after judges cells by their loss on the way, not by {primary}: give "
-                "sweep.prune_after=null, or evaluation.primary=loss/all"
-            )
-        if master.trainer.eval_steps is None:
-            raise ValueError(
-                "sweep.prune_after judges cells by their loss on the way, and trainer.eval_steps="
-                "null measures none: give it a number of steps, or sweep.prune_after=null"
-            )
+    values: Any = OmegaConf.to_container(master.sweep)
+    if config.Sweep(**values).prune_after is not None:  # refuses what is out of its range
+        _check_pruning(primary, master.trainer.eval_steps, master.trainer.max_steps)
     return Search(folder, primary)
+
+
+def _check_pruning(primary: str, eval_steps: int | None, max_steps: int | None) -> None:
+    """ValueError where no cell could be judged on its way."""
+    judges = "sweep.prune_after judges cells by their loss on the way, "
+    if not primary.startswith("loss/"):
+        raise ValueError(
+            f"{judges}not by {primary}: give sweep.prune_after=null, or evaluation.primary=loss/all"
+        )
+    if eval_steps is None or (max_steps is not None and eval_steps >= max_steps):
+        given = "null" if eval_steps is None else eval_steps
+        total = "" if max_steps is None else f" of {max_steps}"
+        raise ValueError(
+            f"{judges}and trainer.eval_steps={given} measures none: give it fewer steps{total}, or "
+            "sweep.prune_after=null"
+        )
 
 
 def run_job(composed: DictConfig, hydra_config: Any) -> float | None:
@@ -319,6 +327,9 @@ def run_job(composed: DictConfig, hydra_config: Any) -> float | None:
                 print(f"error: {' '.join(overrides)}: {changed}", file=sys.stderr)
             return None
         planned = found
+    rule = None if cells else _rule(run, hydra_config)
+    if rule is not None:
+        note_proposal(folder, rule.number, planned.folder)
     hopeless = partial(_hopeless, folder, cells, run.sweep.fail_fast)
     if hopeless():
         return None
@@ -329,7 +340,7 @@ def run_job(composed: DictConfig, hydra_config: Any) -> float | None:
         share=partial(slot, folder, _at_once_of(hydra_config)),
         hopeless=hopeless,
         minutes=run.sweep.cell_minutes,
-        **({} if cells else _of_search(run, hydra_config)),
+        prune=None if rule is None else rule.verdict,
     )
     value = _primary(folder / planned.folder, run.evaluation.primary)
     if not cells:  # nobody watches over a search
@@ -342,18 +353,16 @@ def run_job(composed: DictConfig, hydra_config: Any) -> float | None:
     return value
 
 
-def _of_search(run: config.Run, hydra_config: Any) -> dict[str, Any]:
-    """What ``run_cell`` has to know of a cell that a sweeper has proposed."""
-    number = hydra_config.job.num
-    at_once = OmegaConf.select(hydra_config, "sweeper.n_jobs") or 1  # Optuna's; others have none
-    rule = None
-    if run.sweep.prune_after is not None and run.evaluation.primary is not None:
-        rule = MedianRule(
-            metric=run.evaluation.primary,
-            before=number - number % at_once,
-            least=run.sweep.prune_after,
-        )
-    return {"number": number, "prune": rule and rule.verdict}
+def _rule(run: config.Run, hydra_config: Any) -> MedianRule | None:
+    """What ends a cell of a search early, if anything does."""
+    if run.sweep.prune_after is None or run.evaluation.primary is None:
+        return None
+    return MedianRule(
+        metric=run.evaluation.primary,
+        number=hydra_config.job.num,
+        at_once=OmegaConf.select(hydra_config, "sweeper.n_jobs") or 1,  # Optuna's alone
+        least=run.sweep.prune_after,
+    )
 
 
 def _axes(overrides: Sequence[str], hydra_config: Any) -> list[str]:

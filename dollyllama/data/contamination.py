@@ -55,9 +55,9 @@ _FACTOR = np.uint64(0x9E3779B97F4A7C15)
 
 #: Tests that one row is compared with in a band.
 _NEIGHBOURS = 8
-#: Tests, and rows, whose runs are in memory together: a test takes some 6 KB. Questions of tests
-#: whose bands are, which take less: all rows are gone through for each lot of either.
-_TESTS_AT_ONCE, _QUESTIONS_AT_ONCE = 1 << 16, 1 << 18
+#: Tests whose runs are in memory together, and tests whose bands are: one of 40 words takes some 5
+#: and 4 KB. All rows are gone through for each lot of either, for bands at ten times the cost.
+_TESTS_AT_ONCE, _QUESTIONS_AT_ONCE = 1 << 16, 1 << 17
 _ROWS_AT_ONCE = 2048
 #: Bits of a shingle by which it is counted: 128 MiB of bytes.
 _MOST_BITS = 27

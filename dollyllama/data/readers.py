@@ -336,11 +336,19 @@ class _Lines:
         return line
 
 
+def _columns(line: str, delimiter: str) -> int:
+    """How many columns a line of CSV has; 0 for none that is whole."""
+    try:
+        return len(next(csv.reader([line], delimiter=delimiter, strict=True), []))
+    except csv.Error:
+        return 0
+
+
 def _read_csv(path: Path, where: str) -> Iterator[Row | Damaged]:
     """Rows of text under the names in the first line; an empty line is no row.
 
-    Commas are between the columns, or else what is in the first line: semicolons, as where numbers
-    have commas, or tabs. ValueError when two columns have one name.
+    Between the columns are commas, semicolons (as where numbers have commas) or tabs: what makes
+    most of the first line. ValueError when two columns have one name.
     """
     # Bytes that are no UTF-8 become lone surrogates, so that only their own row is rejected.
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
@@ -348,7 +356,7 @@ def _read_csv(path: Path, where: str) -> Iterator[Row | Damaged]:
         csv.field_size_limit(MAX_ROW)
         try:
             first = next(lines, "")
-            delimiter = next((each for each in ",;\t" if each in first), ",")
+            delimiter = max(",;\t", key=lambda each: _columns(first, each))
             reader = csv.reader(chain([first], lines), delimiter=delimiter, strict=True)
             header = next(reader, [])
         except csv.Error as error:

@@ -104,7 +104,6 @@ def run_cell(
     share: Callable[[], AbstractContextManager[dict[str, str]]],
     hopeless: Callable[[], bool] = lambda: False,
     minutes: float | None,
-    number: int | None = None,
     prune: Callable[[Path], str | None] | None = None,
 ) -> tuple[str, str | None]:
     """Bring a cell to its end in a process of its own, or find that it is there; return its status.
@@ -112,7 +111,7 @@ def run_cell(
     The result is copied from a finished cell of another sweep, or its adapter taken from one of
     this sweep that differs in decoding and evaluation alone, where there is one. share: waits for
     the cell's share of the machine, and gives variables for its process. hopeless: asked before
-    that begins; True leaves the cell as it is. number: its place in a search. prune: asked whenever
+    that begins; True leaves the cell as it is. prune: asked whenever
     the cell has measured its loss while it trains; what it returns is why it ends there.
     ValueError when the folder holds something else.
     """
@@ -127,8 +126,6 @@ def run_cell(
         if is_settled(folder) or _is_pruned(folder, prune):
             return status_of(folder)
         about: dict[str, Any] = {**asdict(planned), "trained_by": None, "reused_from": None}
-        if number is not None:
-            about["number"] = number
         if (found := finished_twin(folder, planned)) is not None:
             twin, theirs = found
             about |= {"trained_by": theirs["trained_by"], "reused_from": str(twin)}

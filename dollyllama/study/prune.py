@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from dollyllama.files import read_json_lines
-from dollyllama.study.cells import finished_cells
-from dollyllama.tracking import CELL_FILE
+from dollyllama.files import read_json_lines, write_text
+from dollyllama.study.cells import status_of
+
+#: Below the sweep's folder: which cell each proposal of the search was, a file a number.
+_PROPOSALS = ".proposals"
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,13 +22,15 @@ class MedianRule:
     Optuna's ``MedianPruner`` has it: not against the average of the others' losses until then,
     which a falling loss is below at once.
 
-    metric: a loss that is measured during training. before: a cell is held against those numbered
-    below this that finished. They had ended when it was proposed, so a search that goes on, or is
-    made again, decides as it did. least: fewer of them decide nothing.
+    metric: a loss that is measured during training. number: of the proposal that the cell is.
+    at_once: so many are proposed together. A cell is held against those that were proposed before
+    it was for the first time, and finished: a search that is given again decides as it did. least:
+    fewer of them decide nothing.
     """
 
     metric: str
-    before: int
+    number: int
+    at_once: int
     least: int
 
     def verdict(self, cell: Path) -> str | None:
@@ -35,20 +39,34 @@ class MedianRule:
         if not own:
             return None
         step, best = max(own), min(own.values())
-        measured = [losses_on_the_way(other, self.metric) for other in self._cells(cell.parent)]
-        others = [losses[step] for losses in measured if step in losses]
+        others = [
+            losses[step]
+            for name in self._before(cell)
+            if status_of(cell.parent / name)[0] == "finished"
+            and step in (losses := losses_on_the_way(cell.parent / name, self.metric))
+        ]
         if len(others) < self.least or best <= (median := statistics.median(others)):
             return None
         return f"{self.metric} {best:.4g} by step {step}, where {len(others)} had {median:.4g}"
 
-    def _cells(self, sweep: Path) -> Collection[Path]:
-        """Those to compare with: of each number the one that was begun last, by whatever code."""
-        found = [
-            (about["number"], (cell / CELL_FILE).stat().st_mtime_ns, cell)
-            for cell, about in finished_cells(sweep)
-            if about.get("number", self.before) < self.before
-        ]
-        return {number: cell for number, _, cell in sorted(found)}.values()
+    def _before(self, cell: Path) -> list[str]:
+        """The cells that had been proposed, and had ended, when this one was proposed first."""
+        proposed = [_proposal(cell.parent, number) for number in range(self.number)]
+        first = [*proposed, cell.name].index(cell.name)
+        return sorted({name for name in proposed[: first - first % self.at_once] if name})
+
+
+def note_proposal(sweep: Path, number: int, cell: str) -> None:
+    """Remember which cell a proposal of the search in ``sweep`` is."""
+    place = sweep / _PROPOSALS / str(number)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    write_text(place, cell)
+
+
+def _proposal(sweep: Path, number: int) -> str:
+    with suppress(OSError, UnicodeDecodeError):
+        return (sweep / _PROPOSALS / str(number)).read_text(encoding="utf-8")
+    return ""
 
 
 def losses_on_the_way(cell: Path, metric: str) -> dict[int, float]:

@@ -44,7 +44,6 @@ _SHAPES: dict[str, Mapping[str, Any]] = {
         "fingerprint": str,
         "trained_by": str,
         "reused_from": str,
-        "number": int,
     },
     "sweep.json": {
         "command": [str],

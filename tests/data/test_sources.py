@@ -65,10 +65,10 @@ def test_a_csv_of_numbers_is_text(tmp_path: Path) -> None:
 def test_the_first_line_of_a_csv_tells_what_is_between_columns(
     tmp_path: Path, separator: str
 ) -> None:
-    lines = [["prompt", '"response"'], ['"1,5; so\n\tit is"', "hi"]]
+    lines = [['"what, if; so"', '"response"'], ['"1,5; so\n\tit is"', "hi"]]
     text = "\n".join(separator.join(line) for line in lines)
     (tmp_path / "a.csv").write_text(text, encoding="utf-8")
-    assert load(tmp_path / "a.csv") == [{"prompt": "1,5; so\n\tit is", "response": "hi"}]
+    assert load(tmp_path / "a.csv") == [{"what, if; so": "1,5; so\n\tit is", "response": "hi"}]
 
 
 @pytest.mark.parametrize(

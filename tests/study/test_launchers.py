@@ -295,6 +295,11 @@ def test_a_study_of_whole_cells_prunes_none(tmp_path: Path) -> None:
             "sweep.prune_after judges cells by their loss on the way, not by score/all",
         ),
         (("sweep.prune_after=5",), "trainer.eval_steps=null measures none"),
+        (
+            ("sweep.prune_after=5", "trainer.eval_steps=24"),
+            "trainer.eval_steps=24 measures none: give it fewer steps of 24",
+        ),
+        (("sweep.prune_after=0",), "sweep.prune_after must be"),
         (("--dry-run",), "there is no plan to show"),
         (("evaluation.primary=null",), "a search needs a metric to judge by"),
         (("evaluation.primary=score/all",), "hydra.sweeper.direction=maximize"),

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from dollyllama.study.prune import MedianRule, losses_on_the_way
+from dollyllama.study.prune import MedianRule, losses_on_the_way, note_proposal
 
 
 def cell(
@@ -16,17 +16,16 @@ def cell(
 ) -> Path:
     folder = sweep / name
     folder.mkdir(parents=True)
-    about = {"variant": name, "seed": 0, "fingerprint": name}
-    about |= {} if number is None else {"number": number}
     rows = [{"step": step, "loss/sql": loss} for step, loss in losses.items()]
     rows.insert(1, {"step": 5, "train/loss": 0.1})  # of training, which no rule looks at
-    (folder / "cell.json").write_text(json.dumps(about), encoding="utf-8")
     (folder / "metrics.jsonl").write_text(
         "".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8"
     )
     (folder / "result.json").write_text(
         json.dumps({"status": status, "error": None}), encoding="utf-8"
     )
+    if number is not None:
+        note_proposal(sweep, number, name)
     return folder
 
 
@@ -38,11 +37,11 @@ def sweep(tmp_path: Path) -> Path:
         cell(folder, f"done{number}", {10: loss, 20: loss / 2}, number=number, status="finished")
     cell(folder, "pruned", {10: 0.01}, number=3, status="pruned")
     cell(folder, "beside", {10: 0.01}, number=4, status="finished")  # proposed with the one asked
-    cell(folder, "of_another_sweep", {10: 0.01}, number=None, status="finished")
+    cell(folder, "of_another_search", {10: 0.01}, number=None, status="finished")
     return folder
 
 
-RULE = MedianRule(metric="loss/sql", before=4, least=3)
+RULE = MedianRule(metric="loss/sql", number=5, at_once=2, least=3)
 
 
 @pytest.mark.parametrize(
@@ -69,18 +68,31 @@ def test_a_cell_ends_when_its_best_is_above_the_median(
 
 def test_too_few_others_decide_nothing(sweep: Path) -> None:
     here = cell(sweep, "here", {10: 9.0}, number=5, status="running")
-    assert MedianRule(metric="loss/sql", before=4, least=4).verdict(here) is None
-    assert MedianRule(metric="loss/sql", before=2, least=2).verdict(here) is not None
-    assert MedianRule(metric="loss/sql", before=1, least=2).verdict(here) is None
-    assert MedianRule(metric="loss/code", before=4, least=1).verdict(here) is None
+    assert replace(RULE, least=4).verdict(here) is None
+    assert replace(RULE, least=4, at_once=1).verdict(here) is not None  # one more had ended
+    assert replace(RULE, at_once=3).verdict(here) is not None  # 0, 1, 2
+    assert replace(RULE, at_once=6).verdict(here) is None  # none at all
+    assert replace(RULE, metric="loss/code", least=1).verdict(here) is None
 
 
-def test_what_other_code_made_of_a_proposal_does_not_count_beside_it(sweep: Path) -> None:
-    for number in range(3):
-        old = cell(sweep, f"a{number}", {10: 0.01}, number=number, status="finished")
-        os.utime(old / "cell.json", (0, 0))
-    here = cell(sweep, "here", {10: 1.9}, number=5, status="running")
-    assert RULE.verdict(here) is None
+def test_what_an_earlier_search_made_does_not_count(sweep: Path) -> None:
+    """It was proposal 3 there, which here is another cell."""
+    cell(sweep, "old", {10: 9.0}, number=None, status="finished")
+    note_proposal(sweep, 3, "old")
+    here = cell(sweep, "here", {10: 2.2}, number=5, status="running")
+    assert RULE.verdict(here) is None  # of 1, 2, 3 and 9 the median is 2.5
+    note_proposal(sweep, 3, "pruned")
+    assert RULE.verdict(here) is not None
+
+
+def test_a_cell_proposed_again_is_judged_as_it_was(sweep: Path) -> None:
+    here = cell(sweep, "here", {10: 2.1}, number=5, status="pruned")
+    for number in (6, 7, 8, 9):
+        cell(sweep, f"worse{number}", {10: 9.0}, number=number, status="finished")
+    note_proposal(sweep, 10, "here")
+    assert replace(RULE, number=10).verdict(here) == RULE.verdict(here) is not None
+    other = cell(sweep, "other", {10: 2.1}, number=10, status="running")
+    assert replace(RULE, number=10).verdict(other) is None
 
 
 def test_a_damaged_record_is_none(sweep: Path) -> None:
