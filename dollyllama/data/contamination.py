@@ -101,16 +101,12 @@ def find_contamination(
     is_training_R = np.zeros(len(offsets) - 1, np.bool_)
     is_training_R[training] = True
     found: list[Match] = []
-
-    def note(start: int, matches: list[Match]) -> None:
-        is_training_R[[match.row for match in matches]] = False
-        found.extend(replace(match, test=start + match.test) for match in matches)
-
     for start, asked in _lots(tests, _QUESTIONS_AT_ONCE):
-        note(start, _near_questions(asked, is_training_R, values_V, offsets, weights))
-    counts = _count(values_V, offsets) if len(tests) else np.empty(0, np.uint8)
-    for start, asked in _lots(tests, _TESTS_AT_ONCE):
-        note(start, _shared_runs(asked, is_training_R, read, values_V, offsets, weights, counts))
+        near = _near_questions(asked, is_training_R, values_V, offsets, weights)
+        is_training_R[[match.row for match in near]] = False
+        found += [replace(match, test=start + match.test) for match in near]
+    if len(tests):
+        found += _shared_runs(tests, is_training_R, read, values_V, offsets, weights)
     return sorted(found, key=lambda match: match.row)
 
 
@@ -174,31 +170,46 @@ def _questions(values_V: Shingles, offsets: Indices) -> tuple[Shingles, Indices]
 # --- runs of words -------------------------------------------------------------------------------
 
 
+def _runs_of(
+    tests: Sequence[Content], values_V: Shingles, offsets: Indices, weights: Floats
+) -> tuple[Keys, Indices, Shingles]:
+    """Find every run of 13 words that tells a test from others.
+
+    Return their hashes, distinct and sorted, the first test that has each, and word pairs of which
+    a row with any run has one.
+    """
+    counts = _count(values_V, offsets)
+    hashes, numbers, pairs = [], [], []
+    for start, asked in _lots(tests, _TESTS_AT_ONCE):
+        words_V, text_V = hash_words(text for fields in asked for text in fields)
+        runs_G, start_G = hash_runs(words_V, text_V)
+        pairs_GW = hash_pairs(words_V)[start_G[:, None] + np.arange(RUN_WORDS - 1)]
+        tells = weights[bucket(pairs_GW)].sum(1) >= _LIGHTEST_RUN
+        rarest_G = counts[_cut(pairs_GW, counts)].argmin(1)
+        pairs.append(distinct(np.take_along_axis(pairs_GW, rarest_G[:, None], axis=1)[tells, 0]))
+        runs_G, first_G = np.unique(runs_G[tells], return_index=True)
+        hashes.append(runs_G)
+        numbers.append((start + text_V[start_G[tells][first_G]] // FIELDS).astype(np.int32))
+    hash_G, first_G = np.unique(np.concatenate(hashes), return_index=True)
+    test_G = np.concatenate(numbers)[first_G].astype(np.int64)
+    return hash_G, test_G, distinct(np.concatenate(pairs))
+
+
 def _shared_runs(
-    asked: Sequence[Content],
+    tests: Sequence[Content],
     is_training_R: npt.NDArray[np.bool_],
     read: Read,
     values_V: Shingles,
     offsets: Indices,
     weights: Floats,
-    counts: npt.NDArray[np.uint8],
 ) -> list[Match]:
     """Find rows that have 13 words in a row of a test, in question, input or answer.
 
-    counts: as of ``_count``.
+    Each row's text is read once at most, and only where it has the rarest word pair of a run.
     """
-    words_V, text_V = hash_words(text for fields in asked for text in fields)
-    runs_G, start_G = hash_runs(words_V, text_V)
-    pairs_V = hash_pairs(words_V)
-    pairs_GW = pairs_V[start_G[:, None] + np.arange(RUN_WORDS - 1)]
-    tells = weights[bucket(pairs_GW)].sum(1) >= _LIGHTEST_RUN
-    # A row without the rarest word pair of a run has not the run, and its text need not be read.
-    rarest_G = counts[_cut(pairs_GW, counts)].argmin(1)
-    rare = np.take_along_axis(pairs_GW, rarest_G[:, None], axis=1)[tells, 0]
+    runs_G, test_G, rare = _runs_of(tests, values_V, offsets, weights)
     rows = np.flatnonzero(is_training_R & _have_any(rare, values_V, offsets))
-    runs_G, first_G = np.unique(runs_G[tells], return_index=True)
-    test_G = text_V[start_G[tells][first_G]] // FIELDS
-    runs_T = np.bincount(test_G, minlength=len(asked))
+    runs_T = np.bincount(test_G, minlength=len(tests))
     seen_G = np.zeros(len(runs_G), np.int64)
     hit_rows, hit_runs = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     hit_most = [np.empty(0, np.bool_)]
@@ -225,7 +236,7 @@ def _shared_runs(
     row_P, test_P = np.divmod(pairs, 1 << 32)
     best = _best(row_P, test_P, shared_P)
     return [
-        Match(int(row), int(test), Kind.n_gram, longest_run(own, asked[test]))
+        Match(int(row), int(test), Kind.n_gram, longest_run(own, (*tests[test][:2], "")))
         for row, test, own in zip(row_P[best], test_P[best], read(row_P[best]), strict=True)
     ]
 
@@ -259,9 +270,8 @@ def _cut(values: Shingles, table: npt.NDArray[Any]) -> Shingles:
     return values & np.uint32(len(table) - 1)
 
 
-def _have_any(pairs_G: Shingles, values_V: Shingles, offsets: Indices) -> npt.NDArray[np.bool_]:
-    """Return whether each row has any of these word pairs, in whichever field."""
-    wanted = distinct(pairs_G)
+def _have_any(wanted: Shingles, values_V: Shingles, offsets: Indices) -> npt.NDArray[np.bool_]:
+    """Return whether each row has any of these word pairs, sorted, in whichever field."""
     # Most shingles are none of them, which a look at some of their bits tells.
     listed = np.zeros(1 << min(_MOST_BITS, len(wanted).bit_length() + 3), np.bool_)
     listed[_cut(wanted, listed)] = True
