@@ -58,7 +58,7 @@ from dollyllama.summary import columns, cost_rows, next_commands
 from dollyllama.tracking import Tracker, costs, open_tracker
 from dollyllama.training.budget import make_plan
 from dollyllama.training.checkpoints import list_checkpoints
-from dollyllama.training.fit import Ended, FitResult, Pruned, fit
+from dollyllama.training.fit import EndedEarly, FitResult, Pruned, fit
 from dollyllama.weights import base_place
 
 
@@ -701,7 +701,7 @@ def _recorded(result: Result, folder: Path) -> Iterator[None]:
     except BaseException as error:
         result.error = str(redact(f"{type(error).__name__}: {error}"))
         result.status = Status.failed
-        if isinstance(error, Ended):
+        if isinstance(error, EndedEarly):
             result.status, result.train = Status.diverged, error.result
             if isinstance(error, Pruned):
                 result.status, result.error = Status.pruned, str(error)

@@ -348,8 +348,8 @@ def run_job(composed: DictConfig, hydra_config: Any) -> float | None:
         print(f"{planned.variant.replace('+', ' ')}: {status}: {result}", file=sys.stderr)
     if status == "diverged" and run.evaluation.primary is not None:
         return -math.inf * direction(run.evaluation.primary)  # the worst there is
-    if status == "pruned":
-        return min(losses_on_the_way(folder / planned.folder, str(run.evaluation.primary)).values())
+    if rule is not None and status == "pruned":
+        return min(losses_on_the_way(folder / planned.folder, rule.metric).values())
     return value
 
 

@@ -55,8 +55,8 @@ _FACTOR = np.uint64(0x9E3779B97F4A7C15)
 
 #: Tests that one row is compared with in a band.
 _NEIGHBOURS = 8
-#: Tests whose runs are in memory together, and tests whose bands are: one of 40 words takes some 5
-#: and 4 KB. All rows are gone through for each lot of either, for bands at ten times the cost.
+#: Tests whose runs are in memory together, a few KB each, and tests whose bands are: for each lot
+#: of those all rows are gone through.
 _TESTS_AT_ONCE, _QUESTIONS_AT_ONCE = 1 << 16, 1 << 17
 _ROWS_AT_ONCE = 2048
 #: Bits of a shingle by which it is counted: 128 MiB of bytes.

@@ -111,9 +111,9 @@ def run_cell(
     The result is copied from a finished cell of another sweep, or its adapter taken from one of
     this sweep that differs in decoding and evaluation alone, where there is one. share: waits for
     the cell's share of the machine, and gives variables for its process. hopeless: asked before
-    that begins; True leaves the cell as it is. prune: asked whenever
-    the cell has measured its loss while it trains; what it returns is why it ends there.
-    ValueError when the folder holds something else.
+    that begins; True leaves the cell as it is. prune: asked whenever the cell has measured its loss
+    while it trains; what it returns is why it ends there. ValueError when the folder holds
+    something else.
     """
     folder = sweep / planned.folder
     if run.tracking.mirror is not None:
@@ -123,7 +123,7 @@ def run_cell(
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as held:
         held.enter_context(locked(_lock(sweep, planned.folder), None))
-        if is_settled(folder) or _is_pruned(folder, prune):
+        if is_settled(folder, prune):
             return status_of(folder)
         about: dict[str, Any] = {**asdict(planned), "trained_by": None, "reused_from": None}
         if (found := finished_twin(folder, planned)) is not None:
@@ -172,19 +172,17 @@ def _lock(sweep: Path, name: str) -> Path:
     return place
 
 
-def is_settled(folder: Path) -> bool:
-    """Whether a cell's folder holds a result that another attempt would only repeat."""
+def is_settled(folder: Path, prune: Callable[[Path], str | None] | None = None) -> bool:
+    """Whether a cell's folder holds a result that another attempt would only repeat.
+
+    prune: as of ``run_cell``; a cell that it ended, and would end again, is settled.
+    """
     if not (folder / CELL_FILE).is_file():
         return False
     status, _ = status_of(folder)
+    if status == "pruned":
+        return prune is not None and prune(folder) is not None
     return status == "diverged" or (status == "finished" and is_whole(folder))
-
-
-def _is_pruned(folder: Path, prune: Callable[[Path], str | None] | None) -> bool:
-    """Whether a cell was ended early, and would be again."""
-    if prune is None or status_of(folder)[0] != "pruned":
-        return False
-    return prune(folder) is not None
 
 
 def is_whole(folder: Path) -> bool:

@@ -28,13 +28,13 @@ from dollyllama.interrupt import interruptible
 from dollyllama.model.attention import row_attention
 from dollyllama.model.shard import shares
 from dollyllama.training.budget import make_plan
-from dollyllama.training.loop import Diverged, Ended, Log, Loop, Pruned
+from dollyllama.training.loop import Diverged, EndedEarly, Log, Loop, Pruned
 from dollyllama.training.loss import supervision
 from dollyllama.training.optimizers import build_optimizer, build_schedule
 from dollyllama.training.pilot import within_seconds
 from dollyllama.training.progress import peak_memory_mib
 
-__all__ = ["Diverged", "Ended", "FitResult", "Pruned", "fit"]
+__all__ = ["Diverged", "EndedEarly", "FitResult", "Pruned", "fit"]
 
 #: Rows that tell a checkpoint's data from others, beside the lengths of all.
 _TOLD_BY = 256
@@ -175,7 +175,7 @@ def fit(
                 with distributed.told_of_the_dead():
                     hf_trainer.train()
                 loop.end()
-            except Ended as error:
+            except EndedEarly as error:
                 error.result = _result(loop, device)
                 raise
     model.eval()

@@ -36,7 +36,7 @@ from dollyllama.training.progress import Stopwatch, open_bar, peak_memory_mib
 Log = Callable[[int, dict[str, float]], None]
 
 
-class Ended(Exception):  # noqa: N818
+class EndedEarly(Exception):  # noqa: N818
     """Training is over before its last step.
 
     result: what was done before, a FitResult, once ``fit`` raises it.
@@ -45,11 +45,11 @@ class Ended(Exception):  # noqa: N818
     result: Any = None
 
 
-class Diverged(Ended):
+class Diverged(EndedEarly):
     """The training loss is no finite number any more."""
 
 
-class Pruned(Ended):
+class Pruned(EndedEarly):
     """There is no use in going on, by what was measured on the way."""
 
 
