@@ -16,7 +16,7 @@ LAYERS = [
     ["embedded", "bars"],
     ["remote"],
     ["config", "hub", "provenance", "record", "weights"],
-    ["data.example", "data.prompt", "data.split"],
+    ["data.cores", "data.example", "data.prompt", "data.split"],
     [
         "data.formats",
         "data.readers",

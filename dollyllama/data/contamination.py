@@ -15,11 +15,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 from enum import StrEnum
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from dollyllama.data.cores import on_all_cores
 from dollyllama.data.near import (
     BANDS,
     FIELD_SHIFT,
@@ -32,11 +34,12 @@ from dollyllama.data.near import (
     Shingles,
     band_keys,
     bucket,
-    chunks,
     compare,
+    cut,
     distinct,
     hash_pairs,
     hash_words,
+    lots,
     pair_keys,
     shingle,
     split_words,
@@ -101,7 +104,7 @@ def find_contamination(
     is_training_R = np.zeros(len(offsets) - 1, np.bool_)
     is_training_R[training] = True
     found: list[Match] = []
-    for start, asked in _lots(tests, _QUESTIONS_AT_ONCE):
+    for start, asked in _some_tests(tests, _QUESTIONS_AT_ONCE):
         near = _near_questions(asked, is_training_R, values_V, offsets, weights)
         is_training_R[[match.row for match in near]] = False
         found += [replace(match, test=start + match.test) for match in near]
@@ -110,7 +113,7 @@ def find_contamination(
     return sorted(found, key=lambda match: match.row)
 
 
-def _lots(tests: Sequence[Content], size: int) -> Iterator[tuple[int, list[Content]]]:
+def _some_tests(tests: Sequence[Content], size: int) -> Iterator[tuple[int, list[Content]]]:
     """Yield so many tests at a time without their answers, and the first one's number."""
     for start in range(0, len(tests), size):
         yield start, [(asked, given, "") for asked, given, _ in tests[start : start + size]]
@@ -132,9 +135,9 @@ def _near_questions(
     keys_BT = band_keys(tests_V, test_offsets, weights, range(BANDS))[:, worded]
     order_BT = np.argsort(keys_BT, axis=1, kind="stable")
     sorted_BT = np.take_along_axis(keys_BT, order_BT, axis=1)
-    matches = []
-    for start, all_V, all_offsets in chunks(values_V, offsets):
-        some_V, some = _questions(all_V, all_offsets)
+
+    def look(lot: slice) -> list[Match]:
+        some_V, some = _questions(*cut(values_V, offsets, lot))
         pairs = [np.empty(0, np.int64)]
         keys_BR = band_keys(some_V, some, weights, range(BANDS))
         for keys_R, sorted_T, order_T in zip(keys_BR, sorted_BT, order_BT, strict=True):
@@ -145,7 +148,7 @@ def _near_questions(
                 test_P = worded[order_T[place_R[row_P] + step]]
                 pairs.append(row_P * len(asked) + test_P)
         row_P, test_P = np.divmod(distinct(np.concatenate(pairs)), len(asked))
-        trained = is_training_R[start + row_P]
+        trained = is_training_R[lot.start + row_P]
         row_P, test_P = row_P[trained], test_P[trained]
         similarity_P, near = compare(
             pair_keys(row_P, some_V, some),
@@ -154,11 +157,14 @@ def _near_questions(
             weights,
         )
         row_P, test_P, similarity_P = row_P[near], test_P[near], similarity_P[near]
+        matches = []
         for each in _best(row_P, test_P, similarity_P):
             found = f"similarity {similarity_P[each]:.2f}"
-            row, test = start + int(row_P[each]), int(test_P[each])
+            row, test = lot.start + int(row_P[each]), int(test_P[each])
             matches.append(Match(row, test, Kind.near_copy, found))
-    return matches
+        return matches
+
+    return list(chain.from_iterable(on_all_cores(look, lots(offsets))))
 
 
 def _questions(values_V: Shingles, offsets: Indices) -> tuple[Shingles, Indices]:
@@ -180,12 +186,12 @@ def _runs_of(
     """
     counts = _count(values_V, offsets)
     hashes, numbers, pairs = [], [], []
-    for start, asked in _lots(tests, _TESTS_AT_ONCE):
+    for start, asked in _some_tests(tests, _TESTS_AT_ONCE):
         words_V, text_V = hash_words(text for fields in asked for text in fields)
         runs_G, start_G = hash_runs(words_V, text_V)
         pairs_GW = hash_pairs(words_V)[start_G[:, None] + np.arange(RUN_WORDS - 1)]
         tells = weights[bucket(pairs_GW)].sum(1) >= _LIGHTEST_RUN
-        rarest_G = counts[_cut(pairs_GW, counts)].argmin(1)
+        rarest_G = counts[_place(pairs_GW, counts)].argmin(1)
         pairs.append(distinct(np.take_along_axis(pairs_GW, rarest_G[:, None], axis=1)[tells, 0]))
         runs_G, first_G = np.unique(runs_G[tells], return_index=True)
         hashes.append(runs_G)
@@ -213,13 +219,17 @@ def _shared_runs(
     seen_G = np.zeros(len(runs_G), np.int64)
     hit_rows, hit_runs = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     hit_most = [np.empty(0, np.bool_)]
-    for start in range(0, len(rows), _ROWS_AT_ONCE):
-        some = rows[start : start + _ROWS_AT_ONCE]
+    some_rows = [rows[at : at + _ROWS_AT_ONCE] for at in range(0, len(rows), _ROWS_AT_ONCE)]
+
+    def look(some: Indices) -> Indices:
         own_V, own_text_V = hash_words(text for fields in read(some) for text in fields)
         own_G, own_start_G = hash_runs(own_V, own_text_V)
         at, run = _find(own_G, runs_G)
         row_of = own_text_V[own_start_G[at]] // FIELDS
-        row, run = np.divmod(distinct(row_of << 32 | run), 1 << 32)
+        return distinct(row_of << 32 | run)
+
+    for some, found in zip(some_rows, on_all_cores(look, some_rows), strict=True):
+        row, run = np.divmod(found, 1 << 32)
         np.add.at(seen_G, run, 1)
         _, pair, shared = np.unique(
             row << 32 | test_G[run], return_inverse=True, return_counts=True
@@ -252,20 +262,20 @@ def hash_runs(words_V: Shingles, text_V: Indices) -> tuple[Keys, Indices]:
 
 
 def _count(values_V: Shingles, offsets: Indices) -> npt.NDArray[np.uint8]:
-    """Return about how many rows have a word pair, by its last bits: a chunk of rows counts once.
+    """Return about how many rows have a word pair, by its last bits: a lot of rows counts once.
 
     It is 0 where none has it, and stays 255 from there on.
     """
     counts = np.zeros(1 << min(_MOST_BITS, len(values_V).bit_length()), np.uint8)
-    for _, some_V, _ in chunks(values_V, offsets):
-        place_V = _cut(some_V, counts)
+    for lot in lots(offsets):
+        place_V = _place(cut(values_V, offsets, lot)[0], counts)
         seen_V = counts[place_V]
         seen_V += seen_V < 255
         counts[place_V] = seen_V
     return counts
 
 
-def _cut(values: Shingles, table: npt.NDArray[Any]) -> Shingles:
+def _place(values: Shingles, table: npt.NDArray[Any]) -> Shingles:
     """Where shingles stand in a table of a power of two, whatever their field."""
     return values & np.uint32(len(table) - 1)
 
@@ -274,12 +284,13 @@ def _have_any(wanted: Shingles, values_V: Shingles, offsets: Indices) -> npt.NDA
     """Return whether each row has any of these word pairs, sorted, in whichever field."""
     # Most shingles are none of them, which a look at some of their bits tells.
     listed = np.zeros(1 << min(_MOST_BITS, len(wanted).bit_length() + 3), np.bool_)
-    listed[_cut(wanted, listed)] = True
+    listed[_place(wanted, listed)] = True
     have_R = np.zeros(len(offsets) - 1, np.bool_)
-    for start, some_V, some in chunks(values_V, offsets):
-        likely = np.flatnonzero(listed[_cut(some_V, listed)])
+    for lot in lots(offsets):
+        some_V, some = cut(values_V, offsets, lot)
+        likely = np.flatnonzero(listed[_place(some_V, listed)])
         at, _ = _find(some_V[likely] & np.uint32((1 << FIELD_SHIFT) - 1), wanted)
-        have_R[start + np.searchsorted(some, likely[at], side="right") - 1] = True
+        have_R[lot.start + np.searchsorted(some, likely[at], side="right") - 1] = True
     return have_R
 
 

@@ -6,16 +6,11 @@ more than one such chunk are worked on by several processes; each writes its par
 
 from __future__ import annotations
 
-import gc
 import json
-import multiprocessing
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +18,7 @@ import pyarrow as pa
 
 from dollyllama.config import Data, LossOn, Source
 from dollyllama.data.clean import clean
+from dollyllama.data.cores import on_all_cores
 from dollyllama.data.dedupe import exact_key
 from dollyllama.data.example import Example, Rejected
 from dollyllama.data.formats import Row, check_columns, read_example
@@ -41,9 +37,7 @@ from dollyllama.data.store import (
     write_part,
 )
 from dollyllama.data.tokens import EncodedExample, encode_all
-from dollyllama.device import usable_cores
 from dollyllama.files import locked
-from dollyllama.orphans import die_with_parent
 
 #: Rows of a part: few enough that several processes finish a source at about the same time.
 PART_ROWS = 2048
@@ -283,77 +277,7 @@ def _shortened(raw: Row | str, reason: str) -> str:
 # --- all parts ----------------------------------------------------------------------------------
 
 
-class Workers:
-    """Processes that make parts, started when a source has more than one chunk."""
-
-    def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
-        self._pool: ProcessPoolExecutor | None = None
-        # A process of a sweep's or of torch's data loader may have no children of its own.
-        alone = multiprocessing.current_process().daemon
-        self.count = 1 if alone else min(8, usable_cores())
-
-    def run(self, tasks: Iterator[tuple[Job, Chunk, Path, int]], done: Done) -> None:
-        """Make and write a part of each task. ValueError of any of them stops all."""
-        first = list(islice(tasks, 2))
-        if len(first) < 2 or self.count == 1:
-            for task in chain(first, tasks):
-                done(_work(task, self._tokenizer))
-            return
-        if self._pool is None:
-            # Forked, so that nothing is imported or loaded a second time.
-            self._pool = ProcessPoolExecutor(
-                self.count,
-                multiprocessing.get_context("fork"),
-                initializer=_start,
-                initargs=(self._tokenizer,),
-            )
-        open_tasks: set[Future[int]] = set()
-        try:
-            for task in chain(first, tasks):
-                open_tasks.add(self._pool.submit(_work, task))
-                if len(open_tasks) > 2 * self.count:
-                    open_tasks = _collect(open_tasks, done)
-            while open_tasks:
-                open_tasks = _collect(open_tasks, done)
-        except BrokenProcessPool as error:
-            raise ValueError(
-                f"data.sources.{first[0][0].name}: a process that prepares its rows was killed, "
-                "perhaps for want of memory; the same command goes on where it stopped"
-            ) from error
-
-    def close(self) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
-
-
-def _collect(open_tasks: set[Future[int]], done: Done) -> set[Future[int]]:
-    finished, left = wait(open_tasks, return_when=FIRST_COMPLETED)
-    for each in finished:
-        done(each.result())
-    return left
-
-
-#: What a worker was started with.
-_OWN: dict[str, Any] = {}
-
-
-def _start(tokenizer: Any) -> None:
-    die_with_parent()
-    _OWN["tokenizer"] = tokenizer
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    gc.freeze()  # what was inherited is no garbage, and collecting it would copy its pages
-    gc.set_threshold(100_000)
-
-
-def _work(task: tuple[Job, Chunk, Path, int], tokenizer: Any = None) -> int:
-    job, chunk, folder, number = task
-    part = make_part(job, chunk, tokenizer or _OWN["tokenizer"])
-    write_part(folder, number, part)
-    return part.rows["read"]
-
-
-def build_store(job: Job, folder: Path, crew: Workers, done: Done) -> Store:
+def build_store(job: Job, folder: Path, tokenizer: Any, done: Done) -> Store:
     """The store of a source in ``folder``, made or finished where it is not whole.
 
     Other processes that want it wait. ValueError when the source cannot be read, or changed
@@ -371,16 +295,23 @@ def build_store(job: Job, folder: Path, crew: Workers, done: Done) -> Store:
             store.discard()
         parts = 0
 
-        def tasks() -> Iterator[tuple[Job, Chunk, Path, int]]:
+        def missing() -> Iterator[tuple[int, Chunk]]:
             nonlocal parts
             for number, chunk in enumerate(_chunks(job, job.digests)):
                 parts = number + 1
                 if part_is_there(folder, number):
                     done(len(chunk))
                 else:
-                    yield job, chunk, folder, number
+                    yield number, chunk
 
-        crew.run(tasks(), done)
+        def make(task: tuple[int, Chunk]) -> int:
+            number, chunk = task
+            part = make_part(job, chunk, tokenizer)
+            write_part(folder, number, part)
+            return part.rows["read"]
+
+        for rows in on_all_cores(make, missing()):
+            done(rows)
         finish_store(folder, parts)
         return Store(folder)
 

@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from dollyllama.data.cores import on_all_cores
 from dollyllama.data.example import Example
 from dollyllama.data.formats import sql_instruction
 from dollyllama.data.split import components
@@ -212,9 +213,10 @@ def shingle_weights(values_V: Shingles, offsets: Indices, source_R: npt.NDArray[
     """
     rows_S = np.bincount(source_R)
     counts_SB = np.zeros((len(rows_S), BUCKETS), np.uint32)
-    for start, some_V, some in chunks(values_V, offsets):
+    for lot in lots(offsets):
+        some_V, some = cut(values_V, offsets, lot)
         buckets_V = bucket(some_V)
-        some_R = source_R[start : start + len(some) - 1]
+        some_R = source_R[lot]
         source_V = np.repeat(some_R, np.diff(some))
         for source in np.unique(some_R):
             own_V = buckets_V[source_V == source]
@@ -235,9 +237,12 @@ def _propose(values_V: Shingles, offsets: Indices, weights: Floats) -> Iterator[
     for start in range(0, BANDS, _BANDS_AT_ONCE):
         bands = range(start, min(start + _BANDS_AT_ONCE, BANDS))
         keys_BR = np.empty((len(bands), rows), np.uint32)
-        for first, some_V, some in chunks(values_V, offsets):
-            own = slice(first, first + len(some) - 1)
-            keys_BR[:, own] = band_keys(some_V, some, weights, bands)
+
+        def keys_of(lot: slice, bands: Sequence[int] = bands) -> Shingles:
+            return band_keys(*cut(values_V, offsets, lot), weights, bands)
+
+        for own, keys in zip(lots(offsets), on_all_cores(keys_of, lots(offsets)), strict=True):
+            keys_BR[:, own] = keys
         proposed = [np.empty(0, np.int64)]
         for keys_R in keys_BR:
             row_R = worded[np.argsort(keys_R[worded], kind="stable")]
@@ -326,18 +331,22 @@ def bucket(values_V: Shingles) -> Shingles:
     return values_V & np.uint32(BUCKETS - 1)
 
 
-def chunks(values_V: Shingles, offsets: Indices) -> Iterator[tuple[int, Shingles, Indices]]:
-    """Yield consecutive rows, about as many shingles at a time: the first row's number, the
-    shingles, and their offsets from 0. At least a row at a time.
-    """
+def lots(offsets: Indices) -> Iterator[slice]:
+    """Yield consecutive rows with about as many shingles at a time, at least a row."""
     start, rows = 0, len(offsets) - 1
     while start < rows:
         stop = int(np.searchsorted(offsets, offsets[start] + _AT_ONCE, side="right")) - 1
         stop = min(max(stop, start + 1), rows)
-        some = offsets[start : stop + 1]
-        yield start, values_V[some[0] : some[-1]], some - some[0]
-        _release(values_V)
+        yield slice(start, stop)
         start = stop
+
+
+def cut(values_V: Shingles, offsets: Indices, lot: slice) -> tuple[Shingles, Indices]:
+    """Return the shingles of some rows in memory of their own, and their offsets from 0."""
+    some = offsets[lot.start : lot.stop + 1]
+    some_V = np.array(values_V[some[0] : some[-1]])
+    _release(values_V)
+    return some_V, some - some[0]
 
 
 def _release(values_V: Shingles) -> None:

@@ -13,7 +13,7 @@ import heapq
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import version
@@ -30,7 +30,6 @@ from dollyllama.data.dedupe import Cluster, Places, clusters_of, first_copies
 from dollyllama.data.example import Rejected, Split
 from dollyllama.data.ingest import (
     Job,
-    Workers,
     build_store,
     find_source,
     questions_of,
@@ -139,8 +138,7 @@ def _make(
         done += rows
         report("reading, cleaning, tokenising", done, 0)
 
-    with closing(Workers(tokenizer)) as crew:
-        built = {name: build_store(job, stores[name], crew, count) for name, job in jobs.items()}
+    built = {name: build_store(job, stores[name], tokenizer, count) for name, job in jobs.items()}
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder, None):
         if (cached := _load(folder, stores)) is not None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from dollyllama.config import LossOn, RowFormat
 from dollyllama.data.example import Split
-from dollyllama.data.ingest import Job, Workers, build_store, find_source
+from dollyllama.data.ingest import Job, build_store, find_source
 from dollyllama.data.near import content, shingle
 from dollyllama.data.store import Corpus, Rows, Store, lengths_of, sources_of
 from dollyllama.data.tokens import encode_all
@@ -49,8 +48,7 @@ def store(
     monkeypatch: pytest.MonkeyPatch,
 ) -> Store:
     monkeypatch.setattr("dollyllama.data.ingest.PART_ROWS", 4)
-    with closing(Workers(byte_tokenizer)) as crew:
-        return build_store(job, tmp_path / "store", crew, lambda rows: None)
+    return build_store(job, tmp_path / "store", byte_tokenizer, lambda rows: None)
 
 
 def test_rows_come_back_as_they_were_encoded(
