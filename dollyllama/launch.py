@@ -49,7 +49,7 @@ _COMPOSING = (*config.YAML_FAULTS, AssertionError)
 
 #: What Hydra's launchers and sweepers that do not come along are installed by.
 _PLUGINS = {
-    "optuna": "pip install -e '.[optuna]'",
+    "optuna": "pip install -c constraints.txt -e '.[optuna]'",
     "submitit": "pip install -e '.[submitit]'",
     "ray": "docs/ray.md says how to install it",
 }

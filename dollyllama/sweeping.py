@@ -50,6 +50,7 @@ from dollyllama.study.plan import (
     plan_study,
     plan_text,
     read_plan,
+    search_text,
     write_plan,
 )
 from dollyllama.study.prune import MedianRule, losses_on_the_way, note_proposal
@@ -261,25 +262,42 @@ def _check_claims(plan: StudyPlan) -> None:
 
 
 def _search(master: DictConfig, folder: Path) -> Search:
-    """What is to be known of a search before its first cell.
+    """What is to be known of a search before its first cell; a dry run ends here.
 
-    ValueError for a dry run, and where the sweeper would look for the worst.
+    ValueError where its cells cannot run, and where the sweeper would look for the worst.
     """
+    from dollyllama import preflight
     from dollyllama.study.analyse import direction
 
-    if SESSION.dry_run:
-        raise ValueError("a search proposes its cells as it goes: there is no plan to show")
-    primary = master.evaluation.primary
+    run = build(OmegaConf.masked_copy(master, [str(key) for key in master if key != "hydra"]))
+    preflight.check(run)
+    primary = run.evaluation.primary
     if primary is None:
         raise ValueError("a search needs a metric to judge by: evaluation.primary=loss/all")
     wanted = "minimize" if direction(primary) < 0 else "maximize"
     given = OmegaConf.select(master, "hydra.sweeper.direction")
     if given is not None and str(given).rpartition(".")[2] != wanted:
         raise ValueError(f"for {primary} it must be hydra.sweeper.direction={wanted}, not {given}")
-    values: Any = OmegaConf.to_container(master.sweep)
-    if config.Sweep(**values).prune_after is not None:  # refuses what is out of its range
-        _check_pruning(primary, master.trainer.eval_steps, master.trainer.max_steps)
+    if run.sweep.prune_after is not None:
+        _check_pruning(primary, run.trainer.eval_steps, run.trainer.max_steps)
+    if SESSION.dry_run:
+        trials = OmegaConf.select(master, "hydra.sweeper.n_trials")
+        text = search_text(
+            _ranges(master), trials, run, folder=_shown(folder), at_once=_at_once(master)
+        )
+        print(text)
+        raise SystemExit(0)
     return Search(folder, primary)
+
+
+def _ranges(master: DictConfig) -> dict[str, str]:
+    """What a search chooses from, by key: as its config has it, or the command line instead."""
+    ranges = {str(key): str(value) for key, value in (master.hydra.sweeper.params or {}).items()}
+    for each in OverridesParser.create().parse_overrides(list(master.hydra.overrides.task)):
+        key = each.get_key_element()
+        if each.is_sweep_override() or key in ranges:
+            ranges[key] = each.get_value_string()
+    return ranges
 
 
 def _check_pruning(primary: str, eval_steps: int | None, max_steps: int | None) -> None:

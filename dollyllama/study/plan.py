@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from heapq import heapreplace
@@ -200,7 +200,11 @@ def plan_text(plan: StudyPlan, folder: Path, *, at_once: int) -> str:
     lines += ["", f"{len(plan.cells)} cells in {folder}, {len(done)} of them done; {plan.budget}"]
     if there:
         lines.append(f"{len(there)} others are done in a sweep beside it, and will be copied")
-    lines.append(_estimate(plan, [cell for cell in left if cell not in there], folder, at_once))
+    first = {cell.training: cell.folder for cell in reversed(plan.cells)}
+    to_run = [cell for cell in left if cell not in there]
+    train = sum(first[cell.training] == cell.folder for cell in to_run)
+    costs = _costs_like(folder, plan.budget)
+    lines.append(_estimate(train, len(to_run) - train, costs, at_once))
     if done:
         # Not needed to start a sweep, which imports nothing heavy.
         from dollyllama.study.analyse import analyse
@@ -214,28 +218,53 @@ def plan_text(plan: StudyPlan, folder: Path, *, at_once: int) -> str:
     return "\n".join(lines)
 
 
-def _estimate(plan: StudyPlan, left: Sequence[Planned], folder: Path, at_once: int) -> str:
-    """Time and memory of the cells that are left, as finished ones took them.
+def search_text(
+    ranges: Mapping[str, str], trials: int | None, run: config.Run, *, folder: Path, at_once: int
+) -> str:
+    """A search for the terminal: what it chooses from, what is there, what the rest may take.
 
-    Those of this sweep, or else of sweeps beside it that have the same budget; cells that train
-    apart from the others.
+    ranges: by key, in the sweeper's words. trials: None where the sweeper does not say how many.
     """
+    budget = budget_of(run.trainer)
+    there = sum(is_settled(file.parent) for file in folder.glob("*/result.json"))
+    width = max(map(len, ranges), default=0)
+    lines = [f"{key:{width}}  {values}" for key, values in ranges.items()]
+    many = "cells are proposed" if trials is None else f"{trials} cells are proposed"
+    lines += ["", f"{many} in {folder}, {there} are there; {budget}"]
+    if trials is not None:
+        left = max(0, trials - there)
+        lines.append(_estimate(left, 0, _costs_like(folder, budget), at_once))
+    if run.sweep.prune_after is not None:
+        lines.append(
+            f"less where cells fall behind: those are ended once {run.sweep.prune_after} have "
+            "finished"
+        )
+    return "\n".join(lines)
+
+
+def _costs_like(folder: Path, budget: str) -> list[_Cost]:
+    """What finished cells of this sweep took, or else of sweeps beside it with the same budget."""
+    if own := _costs(folder):
+        return own
+    alike = [sweep for sweep in sorted(folder.parent.glob("*/")) if _budget(sweep) == budget]
+    return [cost for sweep in alike for cost in _costs(sweep)]
+
+
+def _estimate(train: int, answer: int, costs: Sequence[_Cost], at_once: int) -> str:
+    """Time and memory of so many cells that train and that only answer, as finished ones took."""
+    left = train + answer
     if not left:
         return "nothing is left to run"
-    alike = [sweep for sweep in sorted(folder.parent.glob("*/")) if _budget(sweep) == plan.budget]
-    costs = _costs(folder) or [cost for sweep in alike for cost in _costs(sweep)]
     if not costs:
         return (
             "time and memory are told here once the first cell is done; memory before that by "
             "python -m dollyllama plan OVERRIDES"
         )
     seconds = [fmean(own) for trains in (True, False) if (own := _seconds(costs, trains))]
-    first = {cell.training: cell.folder for cell in reversed(plan.cells)}
-    train = sum(first[cell.training] == cell.folder for cell in left)
-    total = _makespan([seconds[0]] * train + [seconds[-1]] * (len(left) - train), at_once)
+    total = _makespan([seconds[0]] * train + [seconds[-1]] * answer, at_once)
     memory = max(cost.memory_mib for cost in costs)
     return (
-        f"about {max(1, round(total / 60))} min for the {len(left)} left, {at_once} at "
+        f"about {max(1, round(total / 60))} min for the {left} left, {at_once} at "
         f"once, going by {len(costs)} finished ones; peak memory {memory:,.0f} MiB a cell"
     )
 

@@ -209,6 +209,25 @@ WIDE = (
 )
 
 
+@needs_optuna
+def test_a_dry_run_of_a_search_tells_what_it_chooses_from(tmp_path: Path) -> None:
+    folder = tmp_path / "sweeps" / "search"
+    command = ("sweep=search", "lora.r=choice(2,4)", "lora.dropout=0.1", *TINY)
+    status, output = sweep(folder, *command, "hydra.sweeper.n_trials=7", "--dry-run")
+    assert status == 0, output
+    lines = output.splitlines()
+    assert [line.split() for line in lines[:3]] == [
+        ["optimizer.lr", "tag(log,interval(2e-4,2e-2))"],
+        ["lora.r", "choice(2,4)"],
+        ["lora.dropout", "0.1"],
+    ]
+    assert lines[4].startswith("7 cells are proposed in ")
+    assert lines[4].endswith("search, 0 are there; 2 steps of 8 rows")
+    assert lines[5].startswith("time and memory are told here once the first cell is done")
+    assert len(lines) == 6
+    assert not folder.exists()
+
+
 @pytest.mark.slow
 @needs_optuna
 def test_a_search_goes_on_and_names_its_best(tmp_path: Path) -> None:
@@ -238,6 +257,12 @@ def test_a_search_goes_on_and_names_its_best(tmp_path: Path) -> None:
     assert sweep(partial, *WIDE, "hydra.sweeper.n_trials=4", *TINY)[0] == 0
     assert {file: file.stat().st_mtime_ns for file in began} == began
     assert losses(partial) == losses(whole)
+    # Those that are there are not among what is left.
+    status, output = sweep(partial, *WIDE, "hydra.sweeper.n_trials=6", *TINY, "--dry-run")
+    assert status == 0, output
+    assert "6 cells are proposed in " in output
+    assert ", 4 are there; " in output
+    assert " for the 2 left, 1 at once, going by " in output
 
 
 @pytest.mark.slow
@@ -300,7 +325,7 @@ def test_a_study_of_whole_cells_prunes_none(tmp_path: Path) -> None:
             "trainer.eval_steps=24 measures none: give it fewer steps of 24",
         ),
         (("sweep.prune_after=0",), "sweep.prune_after must be"),
-        (("--dry-run",), "there is no plan to show"),
+        (("lora.r=0",), "lora.r must be"),
         (("evaluation.primary=null",), "a search needs a metric to judge by"),
         (("evaluation.primary=score/all",), "hydra.sweeper.direction=maximize"),
     ],
