@@ -21,10 +21,13 @@ import torch
 from dollyllama.config import Dtype, Quantization, QuantizationMethod
 from dollyllama.embedded import EMBEDDED
 from dollyllama.hub import hub_answers, root_line
-from dollyllama.model.quantised import load_or_quantise
+from dollyllama.model.quantised import find_kept, load_or_quantise
 from dollyllama.weights import PICKLED, base_place, check_weights, refusal
 
 PAD_TOKEN = "[PAD]"
+
+#: How bases are quantised that are kept.
+_KEPT = (QuantizationMethod.nf4, QuantizationMethod.fp4)
 
 #: Names under which vocabularies keep a token for padding, though the tokenizer's files forget it.
 _PAD_NAMES = (PAD_TOKEN, "<pad>", "<|pad|>", "<|finetune_right_pad_id|>")
@@ -94,15 +97,11 @@ def load_base(
     wanted = quantization_config(quantization)
     quantise = partial(load, path, revision, quantization_config=wanted)
     # A GPU quantises 7B in three seconds, in which the checkpoint's digest could not be taken.
-    if device.type == "cpu" and quantization.method in (
-        QuantizationMethod.nf4,
-        QuantizationMethod.fp4,
-    ):
-        assert wanted is not None
+    if device.type == "cpu" and quantization.method in _KEPT:
         with _quiet():
             model = load_or_quantise(
                 _base_folder(path, revision),
-                {"quantization": wanted.to_dict(), "dtype": dtype},
+                _settings(dtype, quantization),
                 load=lambda folder: load(str(folder), None),
                 quantise=quantise,
             )
@@ -120,6 +119,20 @@ def load_base(
     model.config.use_cache = False
     model.generation_config.use_cache = True
     return model
+
+
+def find_kept_base(folder: Path, dtype: Dtype, quantization: Quantization) -> Path | None:
+    """Where ``load_base`` keeps the checkpoint in ``folder`` in 4 bits; None where it does not."""
+    if quantization.method not in _KEPT:
+        return None
+    return find_kept(folder, _settings(dtype, quantization))
+
+
+def _settings(dtype: Dtype, quantization: Quantization) -> dict[str, Any]:
+    """What decides the bits of a kept base beside its checkpoint."""
+    wanted = quantization_config(quantization)
+    assert wanted is not None
+    return {"quantization": wanted.to_dict(), "dtype": dtype}
 
 
 def read_model_config(path: Path | str, revision: str | None = None) -> Any:

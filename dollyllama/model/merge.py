@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from dollyllama.config import Dtype, Quantization, QuantizationMethod
-from dollyllama.model.load import read_model_config
-from dollyllama.model.requantise import BLOCK, requantise
+from dollyllama.model.load import find_kept_base, read_model_config
+from dollyllama.model.requantise import BLOCK, Packed, dequantise, list_packed, requantise
 from dollyllama.model.shards import Stored, list_tensors, read_parts, read_tensor, write_shards
 from dollyllama.model.updates import Update, read_updates
 
@@ -36,13 +36,15 @@ class Base(StrEnum):
 class Recipe:
     """What becomes of a checkpoint's weights, told by their names.
 
-    quantised: weights to merge into as ``quantization`` holds them. embeddings: weights with a row
+    quantised: weights to merge into as ``quantization`` holds them. packed: those of them that are
+    kept so, and need not be quantised again. embeddings: weights with a row
     a token; they grow to ``vocabulary`` rows, the new ones the mean of the old ones, and never
     shrink. base_dtype: in which the run loaded its base. dtype: of the result.
     """
 
     updates: Mapping[str, Update]
     quantised: Collection[str]
+    packed: Mapping[str, Packed]
     quantization: Quantization
     embeddings: Collection[str]
     vocabulary: int
@@ -108,7 +110,12 @@ def _base_parts(each: Stored, recipe: Recipe) -> Iterator[Tensor]:
         else:
             yield from (part.to(recipe.base_dtype) for part in read_parts(each, most))
 
-    found = requantise(parts, recipe.quantization) if each.name in recipe.quantised else parts()
+    if each.name not in recipe.quantised:
+        found = parts()
+    elif (packed := recipe.packed.get(each.name)) is not None:
+        found = dequantise(packed, most)
+    else:
+        found = requantise(parts, recipe.quantization)
     if update is not None and update.pissa:
         found = _split(residual(torch.cat(list(found)), len(update.a), update.scaling), most)
     yield from found
@@ -148,6 +155,11 @@ def residual(weight: Tensor, r: int, scaling: float) -> Tensor:
     return (weight.float() - principal).to(weight.dtype)
 
 
+def _packed(base_folder: Path, base_dtype: Dtype, quantization: Quantization) -> dict[str, Packed]:
+    kept = find_kept_base(base_folder, base_dtype, quantization)
+    return {} if kept is None else list_packed(kept)
+
+
 def write_merged(
     base_folder: Path,
     adapter: Path,
@@ -162,7 +174,8 @@ def write_merged(
 ) -> None:
     """Write base plus adapter to the folder ``output``, ``config.json`` last.
 
-    base_dtype: in which the run loaded its base. ValueError when adapter and base do not fit, or
+    base_dtype: in which the run loaded its base, which is read as it is kept in 4 bits, if it is.
+    ValueError when adapter and base do not fit, or
     the disk has too little space.
     """
     from accelerate import init_empty_weights
@@ -189,6 +202,7 @@ def write_merged(
     recipe = Recipe(
         updates=read_updates(adapter),
         quantised=quantised,
+        packed=_packed(base_folder, base_dtype, quantization) if quantised else {},
         quantization=quantization,
         embeddings=embeddings,
         vocabulary=rows,

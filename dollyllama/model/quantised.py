@@ -86,6 +86,16 @@ def load_or_quantise(
         return kept
 
 
+def find_kept(base: Path, settings: Mapping[str, Any]) -> Path | None:
+    """The folder of a base as ``load_or_quantise`` keeps it; None where it is not, or damaged."""
+    with suppress(OSError):
+        if not any((cache_folder() / "bases").iterdir()):
+            return None  # before gigabytes are read in vain
+        folder = _place_of(base, settings)
+        return folder if _is_whole(folder) else None
+    return None
+
+
 def _notes() -> Path:
     """Where digests are noted, a file each, named by the stamp of what was read."""
     return cache_folder() / "digests"
@@ -136,12 +146,18 @@ def _stamp(file: Path) -> list[str | int]:
 
 def _load(folder: Path, load: Callable[[Path], Any]) -> Any | None:
     """The kept base; None when it is not there, or any of it is damaged."""
+    with suppress(OSError, ValueError, AttributeError):
+        return load(folder) if _is_whole(folder) else None
+    return None
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether a base is kept there, as it was written."""
     try:
         digests = json.loads((folder / _DIGESTS).read_text(encoding="utf-8"))
-        whole = all(_digest_of(folder / name) == found for name, found in digests.items())
-        return load(folder) if whole else None
+        return all(_digest_of(folder / name) == found for name, found in digests.items())
     except (OSError, ValueError, AttributeError):
-        return None
+        return False
 
 
 def _save(model: Any, folder: Path) -> None:

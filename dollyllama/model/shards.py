@@ -18,7 +18,12 @@ from torch import Tensor
 from dollyllama.files import write_json
 from dollyllama.weights import conversion, pickled, target_of, weight_files
 
-_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_DTYPES = {
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "U8": torch.uint8,
+}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 #: More would wait for the disk, and each may hold a tensor.
 _WRITERS = 4
@@ -35,10 +40,11 @@ class Stored:
     start: int
 
 
-def list_tensors(folder: Path) -> list[Stored]:
+def list_tensors(folder: Path, *, packed: bool = False) -> list[Stored]:
     """All tensors of a checkpoint, sharded or not, in the order in which they lie on the disk.
 
-    ValueError when there is no safetensors file, one is damaged, or a tensor is no float.
+    packed: whether it may have tensors of bytes, as one in 4 bits has. ValueError when there is no
+    safetensors file, one is damaged, or a tensor is of another type.
     """
     paths = weight_files(folder)
     if not paths:
@@ -51,7 +57,7 @@ def list_tensors(folder: Path) -> list[Stored]:
             f"into: put those beside it, `{conversion(folder)} "
             f"&& cp {made}/model*.safetensors* {here}`"
         )
-    return [stored for path in paths for stored in _read_header(path)]
+    return [stored for path in paths for stored in _read_header(path, packed)]
 
 
 def read_parts(stored: Stored, most: int) -> Iterator[Tensor]:
@@ -166,7 +172,7 @@ def _bytes_of(tensor: Tensor) -> memoryview:
     return memoryview(array)
 
 
-def _read_header(path: Path) -> list[Stored]:
+def _read_header(path: Path, packed: bool) -> list[Stored]:
     if not path.is_file():
         raise ValueError(f"{path} is not there: copy the folder again")
     with path.open("rb") as file:
@@ -184,7 +190,7 @@ def _read_header(path: Path) -> list[Stored]:
         raise ValueError(f"{path} is damaged ({error}): copy it again") from None
     found = []
     for name, (dtype, shape, start, stop) in places.items():
-        if dtype not in _DTYPES:
+        if dtype not in _DTYPES or (dtype == "U8" and not packed):
             raise ValueError(
                 f"{path}: {name} is {dtype}: only a base that is not quantised already can be "
                 f"merged into"

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from dollyllama.config import Dtype, LoraVariant
-from dollyllama.model import merge
+from dollyllama.model import merge, quantised
 from dollyllama.model.adapter import attach_adapter, save_adapter
 from dollyllama.model.merge import Base, write_merged
 from dollyllama.model.shards import list_tensors, plan_shards
@@ -100,6 +100,23 @@ def test_the_merged_model_gives_the_logits_of_the_adapter(
     assert len(list((tmp_path / "merged").glob("model-*.safetensors"))) > 1
     names = {each.name for each in list_tensors(tmp_path / "merged")}
     assert ("lm_head.weight" in names) is (base == "untied")
+
+
+def test_a_kept_base_is_merged_into_without_being_quantised_again(
+    untied: Path, tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(untied, tmp_path / "adapter", tokenizer, "nf4", "dora", "all-linear")
+    write(untied, tmp_path / "adapter", tmp_path / "quantised", tokenizer, "nf4")
+    monkeypatch.setenv("DOLLYLLAMA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(quantised, "MIN_BYTES", 0)
+    load(untied, tokenizer, "nf4", dtype="float32")
+    monkeypatch.setattr(merge, "requantise", None)
+    write(untied, tmp_path / "adapter", tmp_path / "kept", tokenizer, "nf4")
+    files = sorted(path.name for path in (tmp_path / "quantised").iterdir())
+    assert files == sorted(path.name for path in (tmp_path / "kept").iterdir())
+    for name in files:
+        one, other = (tmp_path / folder / name for folder in ("quantised", "kept"))
+        assert one.read_bytes() == other.read_bytes(), name
 
 
 def test_the_original_weights_are_not_what_a_4_bit_adapter_saw(

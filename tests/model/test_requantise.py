@@ -9,7 +9,10 @@ import pytest
 import torch
 from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
-from dollyllama.model.requantise import requantise
+from dollyllama.config import Dtype
+from dollyllama.model import quantised
+from dollyllama.model.load import find_kept_base
+from dollyllama.model.requantise import dequantise, list_packed, requantise
 from dollyllama.model.shards import list_tensors, read_tensor
 from tests.model.build import load, quantization
 
@@ -60,6 +63,43 @@ def test_blocks_that_go_on_from_row_to_row_are_bitsandbytes_own() -> None:
     expected = dequantize_4bit(*quantize_4bit(weight, blocksize=64, quant_type="nf4"))
     (got,) = requantise(lambda: [weight], quantization("nf4", double=False))
     assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("method", ["nf4", "fp4"])
+@pytest.mark.parametrize("double", [True, False])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_weights_of_a_kept_base_are_read_as_it_computes_with_them(
+    untied: Path,
+    tokenizer: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    double: bool,
+    dtype: str,
+) -> None:
+    monkeypatch.setenv("DOLLYLLAMA_CACHE", str(tmp_path))
+    monkeypatch.setattr(quantised, "MIN_BYTES", 0)
+    how = quantization(method, double=double)
+    assert find_kept_base(untied, Dtype(dtype), how) is None
+    model = load(untied, tokenizer, method, dtype=dtype, double=double)
+    folder = find_kept_base(untied, Dtype(dtype), how)
+    assert folder is not None
+    packed = list_packed(folder)
+    weights = {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if type(parameter).__name__ == "Params4bit"
+    }
+    assert packed.keys() == weights.keys()
+    for name, parameter in weights.items():
+        expected = dequantize_4bit(parameter.data, parameter.quant_state)
+        parts = list(dequantise(packed[name], 7 * expected.shape[1]))
+        assert {len(part) for part in parts[:-1]} <= {7}
+        assert torch.equal(torch.cat(parts), expected)
+    # One that is not as it was written is not taken.
+    file = next(folder.glob("*.safetensors"))
+    file.write_bytes(file.read_bytes()[:-1])
+    assert find_kept_base(untied, Dtype(dtype), how) is None
 
 
 def test_int8_weights_are_those_of_the_loaded_base(untied: Path, tokenizer: Any) -> None:
