@@ -192,8 +192,12 @@ class Overlong(StrEnum):
 
 
 class Deduplicate(StrEnum):
-    """Which copies of a row are left out: what case and white space alone tell apart, or more."""
+    """Which copies of a row are left out: what case and white space alone tell apart, or more.
 
+    semantic: near copies, and what an embedder finds to say the same.
+    """
+
+    semantic = enum.auto()
     near = enum.auto()
     exact = enum.auto()
     none = enum.auto()
@@ -415,7 +419,8 @@ class Data:
     """A mix: its sources and how they become rows.
 
     decontaminate: whether training rows leave that give a held-out question away, or one of the
-    benchmarks', which are read for their questions alone.
+    benchmarks', which are read for their questions alone. embedder, similarity: a Model2Vec model,
+    and from which cosine on rows are copies, with ``deduplicate=semantic``.
     """
 
     sources: dict[str, Source]
@@ -424,6 +429,8 @@ class Data:
     licences: Licences
     quality: list[Quality]
     deduplicate: Deduplicate
+    embedder: str | None
+    similarity: float | None
     decontaminate: bool
     held_out: float
     temperature: float
@@ -479,6 +486,14 @@ class Data:
             f"data.benchmarks names {', '.join(sorted(self.benchmarks))}, which nothing looks for: "
             f"set data.decontaminate=true or benchmarks=none",
         )
+        semantic = {"embedder": self.embedder, "similarity": self.similarity}
+        _exactly_used(
+            "data",
+            f"data.deduplicate={self.deduplicate}",
+            semantic,
+            set(semantic) if self.deduplicate is Deduplicate.semantic else set(),
+        )
+        _in_range("data.similarity", self.similarity, 0, 1, open_low=True)
         _in_range("data.max_tokens", self.max_tokens, 1, math.inf, open_low=False)
         _in_range("data.temperature", self.temperature, 1, math.inf, open_low=False)
 
@@ -861,7 +876,7 @@ _INTERPOLATION = re.compile(r"(?<!\\)(?:\\\\)*\$\{")
 
 
 #: Keys that came later than the first runs, whose configs lack them, and what was done then.
-_LATER = {"sweep.prune_after": None}
+_LATER = {"data.embedder": None, "data.similarity": None, "sweep.prune_after": None}
 
 
 def save(run: Run, path: Path) -> None:

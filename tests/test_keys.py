@@ -44,6 +44,10 @@ NUCLEUS, CONTRASTIVE = ["decoding=nucleus"], ["decoding=contrastive"]
 SGD = ["optimizer=sgd"]
 CHECKPOINTS = ["trainer.checkpoint_steps=1", "trainer.keep_checkpoints=3"]
 WANDB = ["tracking=wandb_offline"]
+SEMANTIC = [
+    *("data.root=talk", "data.deduplicate=semantic"),
+    *("data.embedder=embedder", "data.similarity=0.9"),
+]
 
 EFFECTS = {
     "seed": effect("seed=1", shows_in=ADAPTER),
@@ -111,6 +115,8 @@ EFFECTS = {
         under=[f"{SQL}.format=alpaca", f"{SQL}.group_by=instruction", f"{SQL}.grader=text"],
     ),
     "data.deduplicate": effect("data.deduplicate=none", shows_in=REJECTED),
+    "data.embedder": effect("data.embedder=other_embedder", shows_in=REJECTED, under=SEMANTIC),
+    "data.similarity": effect("data.similarity=0.2", shows_in=REJECTED, under=SEMANTIC),
     "data.decontaminate": effect("data.decontaminate=true", shows_in=REJECTED),
     "data.temperature": effect(
         "data.temperature=5",
@@ -237,6 +243,7 @@ def test_every_leaf_of_the_config_is_in_the_table() -> None:
 
 
 LETTERS = "abcdefgh"
+WORDS = ("alpha", "beta", "gamma", "delta")
 
 
 def rows(count: int, first: int = 0) -> list[dict[str, str]]:
@@ -262,19 +269,32 @@ def rows(count: int, first: int = 0) -> list[dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with rows under the names that ``EFFECTS`` uses, and three tiny models."""
+    """A folder with rows under the names that ``EFFECTS`` uses, and tiny models."""
+    from tests.data.build import write_embedder
     from tests.model.build import pickle_weights, write_model
 
     folder = tmp_path_factory.mktemp("workshop")
     write_model(folder / "model")
     write_model(folder / "other_model", seed=1)
     pickle_weights(write_model(folder / "pickled_model"))
+    for name, first in {"embedder": 0, "other_embedder": 2}.items():
+        alike = [f"{word}{first} {word}{first + 1}" for word in WORDS]
+        others = [f"{word}{row}" for word in WORDS for row in {*range(24)} - {first, first + 1}]
+        write_embedder(folder / name, [*alike, *others])
     files = {
         "rows/sql_create_context": rows(24),
         "rows/sql_create_context_test": rows(24, 100),
         "rows/few": rows(10),
         "others/sql_create_context": rows(24, 200),
         "others/rows": rows(24, 300),
+        "talk/sql_create_context": [
+            {
+                "question": " ".join(f"{word}{row}" for word in WORDS),
+                "context": f"CREATE TABLE t{row} (a INT)",
+                "answer": f"SELECT {' '.join(f'{word}{row}' for word in WORDS)} FROM t{row}",
+            }
+            for row in range(24)
+        ],
     }
     for name, content in files.items():
         path = folder / f"{name}.jsonl"

@@ -31,7 +31,7 @@ LAYERS = [
         "data.tokens",
         "evaluation.metric",
     ],
-    ["data.contamination", "data.store", "model.attention"],
+    ["data.contamination", "data.semantic", "data.store", "model.attention"],
     ["data.ingest"],
     ["data.manifest"],
     ["embedded.words", "data.batches", "data.prepare", "decoding", "evaluation", "tracking"],

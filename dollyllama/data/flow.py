@@ -38,7 +38,7 @@ _REASONS = {
     },
     "quality": {rule.value for rule in Quality},
     "fits": {"prompt_too_long", "too_long", "chat_template", "nothing_to_learn"},
-    "deduplicated": {"duplicate_row", "near_duplicate"},
+    "deduplicated": {"duplicate_row", "near_duplicate", "semantic_duplicate"},
     "decontaminated": {"contaminated"},
 }
 _STEP_OF = {reason: step for step, reasons in _REASONS.items() for reason in reasons}

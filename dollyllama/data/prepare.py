@@ -47,6 +47,8 @@ from dollyllama.data.near import (
     shingle_weights,
 )
 from dollyllama.data.prompt import check_prompt_format
+from dollyllama.data.semantic import find_embedder, find_semantic_copies
+from dollyllama.data.sources import Place, digest_place
 from dollyllama.data.split import is_held_out
 from dollyllama.data.store import Corpus, Rows, Store
 from dollyllama.files import cache_folder, damaged, digest, locked, write_json
@@ -143,7 +145,9 @@ def _make(
     with locked(folder, None):
         if (cached := _load(folder, stores)) is not None:
             return cached
-        mix = _combine(data, Corpus(built), tests, seed=seed, report=report, scratch=folder)
+        mix = _combine(
+            data, Corpus(built), tests, wanted.embedder, seed=seed, report=report, scratch=folder
+        )
         described = describe_sources(data.sources, jobs, mix)
         manifest = {
             "fingerprint": folder.name,
@@ -196,6 +200,7 @@ class _Wanted:
 
     jobs: dict[str, Job]
     tests: dict[str, Job]
+    embedder: Path | None
     stores: dict[str, Path]
     folder: Path
 
@@ -210,6 +215,7 @@ def _wanted(data: Data, tokenizer: Any, *, seed: int, cache: Path, report: Progr
             name: find_source(data, name, source)
             for name, source in sorted(data.benchmarks.items())
         }
+    embedder = None if data.embedder is None else find_embedder(data.embedder)
     digests = {name: job.digests for name, job in jobs.items()}
     about = {"tokenizer": _tokenizer_digest(tokenizer), "code": _code_digest()}
     stores = {
@@ -220,8 +226,9 @@ def _wanted(data: Data, tokenizer: Any, *, seed: int, cache: Path, report: Progr
         about
         | {"data": dataclasses.asdict(data), "digests": digests, "seed": seed}
         | {"tests": {name: job.digests for name, job in tests.items()}}
+        | {"embedder": None if embedder is None else digest_place(Place(None, None, embedder))}
     )
-    return _Wanted(jobs, tests, stores, cache / "mixes" / key)
+    return _Wanted(jobs, tests, embedder, stores, cache / "mixes" / key)
 
 
 # --- what looks at all rows ---------------------------------------------------------------------
@@ -231,6 +238,7 @@ def _combine(
     data: Data,
     corpus: Corpus,
     tests: list[tuple[str, Content]],
+    embedder: Path | None,
     *,
     seed: int,
     report: Progress,
@@ -245,15 +253,19 @@ def _combine(
     weights = shingle_weights(values, offsets, sources)
     near = find_copies(values, offsets, weights).pairs
     copies = np.concatenate([np.stack([exact[repeated], repeated], axis=1), near])
-    kept = everything
-    if data.deduplicate is Deduplicate.exact:
+    truncated, lengths = corpus.column("truncated"), corpus.column("held_out_supervised")
+    kept = near_kept = kept_of(cluster_of(copies, len(corpus)), truncated, lengths)
+    if embedder is not None:
+        assert data.similarity is not None  # config.Data sees to it
+        report("finding semantic copies", 0, 1)
+        contents = [content(corpus.example(row)) for row in everything.tolist()]
+        more = find_semantic_copies(contents, embedder, data.similarity)
+        copies = np.concatenate([copies, more])
+        kept = kept_of(cluster_of(copies, len(corpus)), truncated, lengths)
+    elif data.deduplicate is Deduplicate.exact:
         kept = exact
-    elif data.deduplicate is Deduplicate.near:
-        kept = kept_of(
-            cluster_of(copies, len(corpus)),
-            corpus.column("truncated"),
-            corpus.column("held_out_supervised"),
-        )
+    elif data.deduplicate is Deduplicate.none:
+        kept = everything
     groups = clusters_of(kept)
     stays = kept == everything
     held_out = is_held_out(corpus.column("side"), copies, data.held_out)
@@ -286,12 +298,14 @@ def _combine(
         max_tokens=data.max_tokens,
         seed=seed,
     )
+
+    def reason(row: int) -> str:
+        if exact[row] != row:
+            return "duplicate_row"
+        return "near_duplicate" if near_kept[row] != row else "semantic_duplicate"
+
     late = [
-        Late(
-            row,
-            "duplicate_row" if exact[row] != row else "near_duplicate",
-            f"copy of {corpus.called(each.kept)}",
-        )
+        Late(row, reason(row), f"copy of {corpus.called(each.kept)}")
         for each in groups
         for row in each.dropped
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,25 @@ from dollyllama.config import (
 from dollyllama.data.example import Example
 
 Rows = list[dict[str, Any]]
+
+
+def write_embedder(folder: Path, meanings: Iterable[str], seed: int = 0) -> Path:
+    """A Model2Vec model in ``folder``: words of one meaning, between spaces, have one vector."""
+    import numpy as np
+    from model2vec import StaticModel
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+
+    generator = np.random.default_rng(seed)
+    vectors: dict[str, np.ndarray[Any, Any]] = {"[UNK]": np.zeros(64)}
+    for words in meanings:
+        vectors |= dict.fromkeys(words.lower().split(), generator.standard_normal(64))
+    vocabulary = {word: number for number, word in enumerate(vectors)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, "[UNK]"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    model = StaticModel(np.stack(list(vectors.values())).astype(np.float32), tokenizer)
+    model.save_pretrained(folder)
+    return folder
 
 
 def make_source(path: Path | str, **changes: Any) -> Source:
@@ -53,6 +73,8 @@ def make_data(sources: dict[str, Source], **changes: Any) -> Data:
         "licences": Licences.any,
         "quality": [],
         "deduplicate": Deduplicate.exact,
+        "embedder": None,
+        "similarity": None,
         "decontaminate": True,
         "held_out": 0.2,
         "temperature": 1.0,

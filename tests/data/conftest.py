@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from dollyllama.config import Data
+from dollyllama.data.prepare import PreparedData, prepare
 from tests.data.build import Rows
 
 
@@ -38,3 +41,13 @@ def write_rows(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture
+def run(byte_tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> Callable[..., PreparedData]:
+    """Prepare a mix in a cache of its own."""
+
+    def call(data: Data, seed: int = 0, cache: str = "cache", **changes: Any) -> PreparedData:
+        return prepare(data, byte_tokenizer, seed=seed, cache=tmp_path / cache, **changes)
+
+    return call

@@ -65,14 +65,6 @@ def mix(write_rows: WriteRows) -> Data:
     )
 
 
-@pytest.fixture
-def run(byte_tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> Prepare:
-    def call(data: Data, seed: int = 0, cache: str = "cache", **changes: Any) -> PreparedData:
-        return prepare(data, byte_tokenizer, seed=seed, cache=tmp_path / cache, **changes)
-
-    return call
-
-
 def test_every_row_read_is_used_or_rejected_with_a_reason(mix: Data, run: Prepare) -> None:
     prepared = run(mix)
     rejected = Counter(each.source for each in prepared.rejected())
