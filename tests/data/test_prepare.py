@@ -19,11 +19,12 @@ import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from dollyllama.config import Data, Deduplicate, GroupBy, LossOn, RowFormat, Rule
-from dollyllama.data.ingest import make_part
+from dollyllama.data.ingest import find_source, make_part, read_questions
 from dollyllama.data.prepare import PreparedData, check, prepare
 from dollyllama.data.show import count_table, show_examples
 from dollyllama.data.store import write_part
 from dollyllama.files import read_json_lines
+from dollyllama.launch import compose_run
 from tests.data.build import make_data, make_source, numbered_rows
 
 WriteRows = Callable[..., Path]
@@ -585,3 +586,21 @@ def test_the_recipes_rows_add_up_on_the_shared_files(shared: Path, tmp_path: Pat
     ]
     assert sources["sql"]["rows"]["rules"] == len(real)
     assert len(prepared.train) == 300
+
+
+def test_spiders_own_file_is_read_for_its_questions(tmp_path: Path) -> None:
+    """``dev.json`` is a list of rows with the query's tokens and its parse besides."""
+    row = {
+        "db_id": "concert_singer",
+        "query": "SELECT count(*) FROM singer",
+        "query_toks": ["SELECT", "count", "(", "*", ")", "FROM", "singer"],
+        "question": "How many singers do we have?",
+        "sql": {"from": {"table_units": [["table_unit", 1]], "conds": []}, "limit": None},
+    }
+    path = tmp_path / "spider_validation.json"
+    path.write_text(json.dumps([row]), encoding="utf-8")
+    source = compose_run(["benchmarks=standard"]).data.benchmarks["spider_dev"]
+    job = find_source(make_data({"spider": source}, root=str(tmp_path)), "spider_dev", source)
+    assert read_questions(job) == [
+        ("spider_dev row 0", ("How many singers do we have?", "", "SELECT count(*) FROM singer"))
+    ]
