@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -28,17 +29,27 @@ _Made = TypeVar("_Made")
 
 def processes() -> int:
     """How many processes share the run, by what their launcher left in the environment."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return _given("WORLD_SIZE", 1)
 
 
 def number() -> int:
     """Which of them this is, from 0."""
-    return int(os.environ.get("RANK", "0")) if processes() > 1 else 0
+    return _given("RANK", 0) if processes() > 1 else 0
 
 
 def number_here() -> int:
     """Which of those on this machine this is, from 0: that of its GPU."""
-    return int(os.environ.get("LOCAL_RANK", "0")) if processes() > 1 else 0
+    return _given("LOCAL_RANK", 0) if processes() > 1 else 0
+
+
+def _given(name: str, otherwise: int) -> int:
+    value = os.environ.get(name, "")
+    if not value.isdecimal():
+        if value:  # asked before anything that could tell of an error
+            print(f"error: {name}={value} in the environment is no number", file=sys.stderr)
+            raise SystemExit(2)
+        return otherwise
+    return int(value)
 
 
 def is_first() -> bool:

@@ -345,6 +345,22 @@ def test_a_process_that_finds_no_other_says_so_in_one_line(tmp_path: Path) -> No
     assert errors.count("\n") == 1
 
 
+def test_a_number_of_processes_that_is_none_is_refused(tmp_path: Path) -> None:
+    for variables in ({"WORLD_SIZE": "two"}, {"WORLD_SIZE": "2", "RANK": "-1"}):
+        done = subprocess.run(
+            [sys.executable, str(ROOT / "train.py"), "trainer=smoke"],
+            cwd=tmp_path,
+            env={**os.environ, **variables},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=HANGS,
+        )
+        name, value = [*variables.items()][-1]
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr == f"error: {name}={value} in the environment is no number\n"
+
+
 def test_a_sweep_is_not_started_by_torchrun(tmp_path: Path) -> None:
     for command in (["sweep.py", "--dry-run"], ["train.py", "hydra.mode=MULTIRUN", "seed=0,1"]):
         status, output, errors = end_of(*command, rank="0", folder=tmp_path)
