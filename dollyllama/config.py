@@ -420,7 +420,7 @@ class Data:
 
     decontaminate: whether training rows leave that give a held-out question away, or one of the
     benchmarks', which are read for their questions alone. embedder, similarity: a Model2Vec model,
-    and from which cosine on rows are copies, with ``deduplicate=semantic``.
+    and from which likeness on rows are copies, with ``deduplicate=semantic``.
     """
 
     sources: dict[str, Source]
@@ -493,7 +493,10 @@ class Data:
             semantic,
             set(semantic) if self.deduplicate is Deduplicate.semantic else set(),
         )
-        _in_range("data.similarity", self.similarity, 0, 1, open_low=True)
+        _require(
+            self.similarity is None or 0.5 <= self.similarity < 1,
+            f"data.similarity must be >= 0.5 and < 1, not {self.similarity}",
+        )
         _in_range("data.max_tokens", self.max_tokens, 1, math.inf, open_low=False)
         _in_range("data.temperature", self.temperature, 1, math.inf, open_low=False)
 

@@ -29,7 +29,7 @@ _Made = TypeVar("_Made")
 
 def processes() -> int:
     """How many processes share the run, by what their launcher left in the environment."""
-    return _given("WORLD_SIZE", 1)
+    return _given("WORLD_SIZE", 1, least=1)
 
 
 def number() -> int:
@@ -42,13 +42,15 @@ def number_here() -> int:
     return _given("LOCAL_RANK", 0) if processes() > 1 else 0
 
 
-def _given(name: str, otherwise: int) -> int:
-    value = os.environ.get(name, "")
-    if not value.isdecimal():
-        if value:  # asked before anything that could tell of an error
-            print(f"error: {name}={value} in the environment is no number", file=sys.stderr)
-            raise SystemExit(2)
-        return otherwise
+def _given(name: str, otherwise: int, *, least: int = 0) -> int:
+    value = os.environ.get(name) or str(otherwise)
+    if not value.isdecimal() or int(value) < least:
+        # Asked before anything that could tell of an error.
+        print(
+            f"error: {name}={value} in the environment is no number of processes: unset it",
+            file=sys.stderr,
+        )
+        raise SystemExit(2)
     return int(value)
 
 
@@ -79,6 +81,8 @@ def group() -> Iterator[None]:
             "WORLD_SIZE is set as of several processes, but not where they meet: start them by "
             "torchrun or accelerate launch (docs/distributed.md), or unset WORLD_SIZE"
         )
+    if number() >= processes():
+        raise ValueError(f"RANK={number()} is none of WORLD_SIZE={processes()} processes from 0")
     import torch
     from torch import distributed
 

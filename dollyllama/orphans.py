@@ -30,3 +30,7 @@ def die_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+# A thread is not inherited.
+os.register_at_fork(after_in_child=die_with_parent.cache_clear)

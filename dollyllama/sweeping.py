@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -22,6 +22,7 @@ from typing import Any
 from hydra import compose
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
@@ -269,7 +270,10 @@ def _search(master: DictConfig, folder: Path) -> Search:
     from dollyllama import preflight
     from dollyllama.study.analyse import direction
 
-    run = build(OmegaConf.masked_copy(master, [str(key) for key in master if key != "hydra"]))
+    ranges = _ranges(master)
+    if "seeds" in ranges:
+        raise ValueError("seeds has no effect on a search: give seed=N, which all its cells have")
+    run = build(compose(master.hydra.job.config_name, _likely(master, ranges)))
     preflight.check(run)
     primary = run.evaluation.primary
     if primary is None:
@@ -281,23 +285,46 @@ def _search(master: DictConfig, folder: Path) -> Search:
     if run.sweep.prune_after is not None:
         _check_pruning(primary, run.trainer.eval_steps, run.trainer.max_steps)
     if SESSION.dry_run:
-        trials = OmegaConf.select(master, "hydra.sweeper.n_trials")
-        text = search_text(
-            _ranges(master), trials, run, folder=_shown(folder), at_once=_at_once(master)
+        shown = {key: each.get_value_string() for key, each in ranges.items()}
+        trials, jobs = (
+            OmegaConf.select(master, f"hydra.sweeper.{key}") for key in ("n_trials", "n_jobs")
         )
-        print(text)
+        at_once = min(_at_once(master), jobs or 1)
+        print(search_text(shown, trials, run, folder=_shown(folder), at_once=at_once))
         raise SystemExit(0)
     return Search(folder, primary)
 
 
-def _ranges(master: DictConfig) -> dict[str, str]:
+def _ranges(master: DictConfig) -> dict[str, Override]:
     """What a search chooses from, by key: as its config has it, or the command line instead."""
-    ranges = {str(key): str(value) for key, value in (master.hydra.sweeper.params or {}).items()}
-    for each in OverridesParser.create().parse_overrides(list(master.hydra.overrides.task)):
-        key = each.get_key_element()
-        if each.is_sweep_override() or key in ranges:
-            ranges[key] = each.get_value_string()
+    params = OmegaConf.select(master, "hydra.sweeper.params") or {}
+    ranges = {
+        each.get_key_element(): each
+        for each in _parsed(f"{key}={value}" for key, value in params.items())
+    }
+    for each in _parsed(master.hydra.overrides.task):
+        if each.is_sweep_override() or each.get_key_element() in {*ranges, "seeds"}:
+            ranges[each.get_key_element()] = each
     return ranges
+
+
+def _likely(master: DictConfig, ranges: dict[str, Override]) -> list[str]:
+    """The overrides of a cell that a search may propose: of each range the first value."""
+    given = _parsed(master.hydra.overrides.task)
+    fixed = [each.input_line for each in given if each.get_key_element() not in ranges]
+    first = []
+    for key, each in ranges.items():
+        value: Any = each.value()
+        if isinstance(value, ChoiceSweep):
+            value = value.list[0]
+        elif isinstance(value, RangeSweep | IntervalSweep):
+            value = value.start
+        first.append(f"{key}={Override._get_value_element_as_str(value)}")
+    return [*map(str, fixed), *first]
+
+
+def _parsed(overrides: Iterable[str]) -> list[Override]:
+    return list(OverridesParser.create().parse_overrides(list(overrides)))
 
 
 def _check_pruning(primary: str, eval_steps: int | None, max_steps: int | None) -> None:
@@ -404,8 +431,7 @@ def _jobs(master: DictConfig) -> Iterator[tuple[Job, Planned | None]]:
     from dollyllama import launch, preflight
 
     lines = [f"{key}={value}" for key, value in (master.hydra.sweeper.params or {}).items()]
-    parser = OverridesParser.create()
-    parsed = parser.parse_overrides([*lines, *master.hydra.overrides.task])
+    parsed = _parsed([*lines, *master.hydra.overrides.task])
     _check_seeds(master, {each.get_key_element() for each in parsed})
     swept = {each.get_key_element() for each in parsed if each.is_sweep_override()} | {"ablation"}
     composed: dict[tuple[str, ...], tuple[config.Run | None, str | None]] = {}

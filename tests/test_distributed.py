@@ -346,7 +346,11 @@ def test_a_process_that_finds_no_other_says_so_in_one_line(tmp_path: Path) -> No
 
 
 def test_a_number_of_processes_that_is_none_is_refused(tmp_path: Path) -> None:
-    for variables in ({"WORLD_SIZE": "two"}, {"WORLD_SIZE": "2", "RANK": "-1"}):
+    for variables in (
+        {"WORLD_SIZE": "two"},
+        {"WORLD_SIZE": "0"},
+        {"WORLD_SIZE": "2", "RANK": "-1"},
+    ):
         done = subprocess.run(
             [sys.executable, str(ROOT / "train.py"), "trainer=smoke"],
             cwd=tmp_path,
@@ -358,7 +362,8 @@ def test_a_number_of_processes_that_is_none_is_refused(tmp_path: Path) -> None:
         )
         name, value = [*variables.items()][-1]
         assert (done.returncode, done.stdout) == (2, "")
-        assert done.stderr == f"error: {name}={value} in the environment is no number\n"
+        line = f"error: {name}={value} in the environment is no number of processes: unset it\n"
+        assert done.stderr == line
 
 
 def test_a_sweep_is_not_started_by_torchrun(tmp_path: Path) -> None:

@@ -116,7 +116,7 @@ EFFECTS = {
     ),
     "data.deduplicate": effect("data.deduplicate=none", shows_in=REJECTED),
     "data.embedder": effect("data.embedder=other_embedder", shows_in=REJECTED, under=SEMANTIC),
-    "data.similarity": effect("data.similarity=0.2", shows_in=REJECTED, under=SEMANTIC),
+    "data.similarity": effect("data.similarity=0.5", shows_in=REJECTED, under=SEMANTIC),
     "data.decontaminate": effect("data.decontaminate=true", shows_in=REJECTED),
     "data.temperature": effect(
         "data.temperature=5",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import os
+import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -51,7 +52,7 @@ def on_all_cores(work: Callable[[Task], Result], tasks: Iterable[Task]) -> Itera
     except BrokenProcessPool as error:
         raise ValueError(
             "a process that prepares data was killed, perhaps for want of memory; the same command "
-            "goes on where it stopped"
+            "goes on from the rows that were read"
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
@@ -63,6 +64,9 @@ _OWN: list[Callable[[Any], Any]] = []
 
 def _start(work: Callable[[Any], Any]) -> None:
     die_with_parent()
+    # The parent tells of either, and shuts the pool down.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     _OWN[:] = [work]
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     gc.freeze()  # what was inherited is no garbage, and collecting it would copy its pages

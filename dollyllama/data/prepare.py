@@ -47,8 +47,7 @@ from dollyllama.data.near import (
     shingle_weights,
 )
 from dollyllama.data.prompt import check_prompt_format
-from dollyllama.data.semantic import find_embedder, find_semantic_copies
-from dollyllama.data.sources import Place, digest_place
+from dollyllama.data.semantic import describe_embedder, find_embedder, find_semantic_copies
 from dollyllama.data.split import is_held_out
 from dollyllama.data.store import Corpus, Rows, Store
 from dollyllama.files import cache_folder, damaged, digest, locked, write_json
@@ -156,6 +155,7 @@ def _make(
                 name: value for name, value in dataclasses.asdict(data).items() if name != "sources"
             },
             "tokenizer": _tokenizer_digest(tokenizer),
+            "embedder": wanted.embedding,
             "sources": described,
             "total": total_of(described),
             "mix": dataclasses.asdict(mix.shares)["shares"],
@@ -201,6 +201,7 @@ class _Wanted:
     jobs: dict[str, Job]
     tests: dict[str, Job]
     embedder: Path | None
+    embedding: dict[str, str] | None
     stores: dict[str, Path]
     folder: Path
 
@@ -216,6 +217,7 @@ def _wanted(data: Data, tokenizer: Any, *, seed: int, cache: Path, report: Progr
             for name, source in sorted(data.benchmarks.items())
         }
     embedder = None if data.embedder is None else find_embedder(data.embedder)
+    embedding = None if embedder is None else describe_embedder(embedder)
     digests = {name: job.digests for name, job in jobs.items()}
     about = {"tokenizer": _tokenizer_digest(tokenizer), "code": _code_digest()}
     stores = {
@@ -226,9 +228,9 @@ def _wanted(data: Data, tokenizer: Any, *, seed: int, cache: Path, report: Progr
         about
         | {"data": dataclasses.asdict(data), "digests": digests, "seed": seed}
         | {"tests": {name: job.digests for name, job in tests.items()}}
-        | {"embedder": None if embedder is None else digest_place(Place(None, None, embedder))}
+        | {"embedder": embedding}
     )
-    return _Wanted(jobs, tests, embedder, stores, cache / "mixes" / key)
+    return _Wanted(jobs, tests, embedder, embedding, stores, cache / "mixes" / key)
 
 
 # --- what looks at all rows ---------------------------------------------------------------------

@@ -6,11 +6,14 @@ Model2Vec embeds a row's question and its answer, SemHash compares the rows with
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 
-from dollyllama.data.near import Content, Indices
+from dollyllama.data.near import Content, Floats, Indices
+from dollyllama.files import digest
 from dollyllama.hub import hub_answers, root_line
 
 #: What a Model2Vec model is made of. Its weights are safetensors.
@@ -23,14 +26,10 @@ def find_embedder(path: str) -> Path:
     ValueError when it cannot be had, or what reads it is not installed.
     """
     where = f"data.embedder={path}"
-    try:
-        import semhash  # noqa: F401
-    except ImportError as error:
-        raise ValueError(
-            f"{where} needs SemHash: pip install -c constraints.txt -e '.[semantic]'"
-        ) from error
+    if find_spec("semhash") is None:
+        raise ValueError(f"{where} needs SemHash: pip install -c constraints.txt -e '.[semantic]'")
     folder = Path(path).expanduser()
-    if not folder.is_dir():
+    if not path or not folder.is_dir():
         if path.startswith((".", "/", "~")):
             raise ValueError(f"{where}: there is no folder {folder}")
         folder = _from_hub(path)
@@ -58,33 +57,60 @@ def _from_hub(path: str) -> Path:
         ) from error
 
 
+def describe_embedder(folder: Path) -> dict[str, str]:
+    """What decides the pairs that are found: digests of the model's files, versions of packages."""
+    return {name: digest(folder / name) for name in _FILES} | {
+        name: version(name) for name in ("semhash", "model2vec")
+    }
+
+
 def find_semantic_copies(contents: Sequence[Content], embedder: Path, similarity: float) -> Indices:
     """Pairs of rows that say the same: (pairs, 2) int64, the smaller number first.
 
-    contents: as of ``near.content``. embedder: as of ``find_embedder``. similarity: cosine from
-    which on two rows are copies, of their questions' and answers' vectors laid end to end. All are
-    compared with all, so that the same rows are found each time: the time grows with the square of
-    their number. ValueError when the model is damaged.
+    contents: as of ``near.content``. embedder: as of ``find_embedder``. similarity: from which on
+    two rows are copies, the mean of the cosines of their questions and of their answers. A row of
+    which the embedder knows no word in either is never a copy. All are compared with all, so that
+    the same rows are found each time: the time grows with the square of their number. ValueError
+    when the model is damaged.
     """
     from model2vec import StaticModel
     from semhash import SemHash
 
     try:
-        model = StaticModel.from_pretrained(embedder)
+        model = StaticModel.from_pretrained(embedder, max_length=None)  # or it reads beginnings
     except Exception as error:  # tokenizers raise no class of their own
         raise ValueError(
             f"data.embedder: the model in {embedder} cannot be read ({root_line(error)}): copy the "
             f"folder again"
         ) from error
-    records = [
-        {"row": row, "asked": f"{asked}\n{given}", "answer": answer}
-        for row, (asked, given, answer) in enumerate(contents)
+    columns = {
+        "asked": [f"{asked}\n{given}" for asked, given, _ in contents],
+        "answer": [answer for _, _, answer in contents],
+    }
+    vectors = [
+        _unit(model.encode(texts, use_multiprocessing=False)) if texts else np.empty((0, 1))
+        for texts in columns.values()
     ]
-    if not records:
+    known = np.flatnonzero(np.logical_and.reduce([each.any(1) for each in vectors]))
+    if not len(known):
         return np.empty((0, 2), np.int64)
+    records = [
+        {"row": row} | {name: texts[row] for name, texts in columns.items()}
+        for row in known.tolist()
+    ]
     # SemHash's usual index is approximate and differs from run to run.
-    found = SemHash.from_records(
-        records, columns=["asked", "answer"], model=model, ann_backend="basic"
+    found = SemHash.from_embeddings(
+        np.concatenate(vectors, axis=1)[known],
+        records,
+        model,
+        columns=list(columns),
+        ann_backend="basic",
     ).self_deduplicate(similarity)
     pairs = [sorted((each.record["row"], each.duplicate_of["row"])) for each in found.filtered]
     return np.array(pairs, np.int64).reshape(-1, 2)
+
+
+def _unit(vectors: Floats) -> Floats:
+    """Rows of length 1; those of length 0 stay."""
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.asarray(vectors / np.where(norms > 0, norms, 1), np.float32)

@@ -37,9 +37,9 @@ class Recipe:
     """What becomes of a checkpoint's weights, told by their names.
 
     quantised: weights to merge into as ``quantization`` holds them. packed: those of them that are
-    kept so, and need not be quantised again. embeddings: weights with a row
-    a token; they grow to ``vocabulary`` rows, the new ones the mean of the old ones, and never
-    shrink. base_dtype: in which the run loaded its base. dtype: of the result.
+    kept so, and need not be quantised again. embeddings: weights with a row a token; they grow to
+    ``vocabulary`` rows, the new ones the mean of the old ones, and never shrink. base_dtype: in
+    which the run loaded its base. dtype: of the result.
     """
 
     updates: Mapping[str, Update]
@@ -175,8 +175,7 @@ def write_merged(
     """Write base plus adapter to the folder ``output``, ``config.json`` last.
 
     base_dtype: in which the run loaded its base, which is read as it is kept in 4 bits, if it is.
-    ValueError when adapter and base do not fit, or
-    the disk has too little space.
+    ValueError when adapter and base do not fit, or the disk has too little space.
     """
     from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM, GenerationConfig

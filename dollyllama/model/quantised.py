@@ -89,8 +89,8 @@ def load_or_quantise(
 def find_kept(base: Path, settings: Mapping[str, Any]) -> Path | None:
     """The folder of a base as ``load_or_quantise`` keeps it; None where it is not, or damaged."""
     with suppress(OSError):
-        if not any((cache_folder() / "bases").iterdir()):
-            return None  # before gigabytes are read in vain
+        if not all(_noted(path) for path in _weights_of(base)):
+            return None  # whoever kept it took their digests: gigabytes need not be read
         folder = _place_of(base, settings)
         return folder if _is_whole(folder) else None
     return None
@@ -122,20 +122,26 @@ def _digest_of(path: Path) -> str:
     The time of the inode's last change cannot be set back, unlike that of the file. In the Hub's
     cache the digest of large files is their name.
     """
-    if (named := digest_in_name(path)) is not None:
-        return named
+    if (noted := _noted(path)) is not None:
+        return noted
     file = path.resolve()
     stamp = _stamp(file)
-    note = _notes() / fingerprint(stamp)
-    with suppress(OSError, UnicodeDecodeError):
-        noted = note.read_text(encoding="utf-8")
-        if len(noted) == 64:
-            return noted
     found = digest(file)
     if _stamp(file) == stamp:
         with suppress(OSError):
-            write_text(note, found)
+            write_text(_notes() / fingerprint(stamp), found)
     return found
+
+
+def _noted(path: Path) -> str | None:
+    """The digest of a file as it is now, where it has been taken."""
+    if (named := digest_in_name(path)) is not None:
+        return named
+    with suppress(OSError, UnicodeDecodeError):
+        noted = (_notes() / fingerprint(_stamp(path.resolve()))).read_text(encoding="utf-8")
+        if len(noted) == 64:
+            return noted
+    return None
 
 
 def _stamp(file: Path) -> list[str | int]:

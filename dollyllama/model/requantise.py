@@ -69,7 +69,7 @@ def dequantise(packed: Packed, most: int) -> Iterator[Tensor]:
             absmax=scale,
             shape=torch.Size((min(rows, length - first), width)),
             dtype=state.dtype,
-            blocksize=state.blocksize,
+            blocksize=BLOCK,
             quant_type=state.quant_type,
         )
         yield bnb.dequantize_4bit(part, here)

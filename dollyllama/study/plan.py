@@ -226,19 +226,19 @@ def search_text(
     ranges: by key, in the sweeper's words. trials: None where the sweeper does not say how many.
     """
     budget = budget_of(run.trainer)
-    there = sum(is_settled(file.parent) for file in folder.glob("*/result.json"))
+    # One that was ended on its way would be ended there again.
+    cells = [file.parent for file in folder.glob("*/result.json")]
+    there = sum(is_settled(cell, lambda _: "again") for cell in cells)
     width = max(map(len, ranges), default=0)
     lines = [f"{key:{width}}  {values}" for key, values in ranges.items()]
     many = "cells are proposed" if trials is None else f"{trials} cells are proposed"
     lines += ["", f"{many} in {folder}, {there} are there; {budget}"]
+    left = 0 if trials is None else max(0, trials - there)
     if trials is not None:
-        left = max(0, trials - there)
         lines.append(_estimate(left, 0, _costs_like(folder, budget), at_once))
-    if run.sweep.prune_after is not None:
-        lines.append(
-            f"less where cells fall behind: those are ended once {run.sweep.prune_after} have "
-            "finished"
-        )
+    if left:
+        falls = "" if run.sweep.prune_after is None else ", and where one falls behind and is ended"
+        lines.append(f"less where a cell is proposed again{falls}")
     return "\n".join(lines)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from itertools import count
 
 import pytest
@@ -59,3 +61,47 @@ def test_a_process_that_was_killed_is_told_of() -> None:
 
     with pytest.raises(ValueError, match="was killed, perhaps for want of memory"):
         list(on_all_cores(work, range(8)))
+
+
+SCRIPT = """
+import os, signal, sys, time
+from dollyllama.data import cores
+from dollyllama.interrupt import end_on_sigterm
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+cores.usable_cores = lambda: 2
+
+def work(task):
+    time.sleep(task)  # the process with the first has nothing to do by then
+    if task and sys.argv[1] == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return task
+
+end_on_sigterm()
+try:
+    for result in cores.on_all_cores(work, range(2)):
+        print(result, flush=True)
+except (ValueError, KeyboardInterrupt) as error:
+    print(type(error).__name__)
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "last"), [("kill", "ValueError"), ("interrupt", "KeyboardInterrupt")]
+)
+def test_processes_that_are_ended_say_nothing_themselves(how: str, last: str) -> None:
+    """The one that started them tells what happened."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, how],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "0\n"
+    if how == "interrupt":
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does, to all of them
+    output, errors = process.communicate(timeout=60)
+    assert output.splitlines()[-1] == last
+    assert errors == ""

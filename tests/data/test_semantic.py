@@ -42,10 +42,11 @@ def test_copies_are_those_of_a_comparison_of_all_with_all(embedder: Path) -> Non
     from model2vec import StaticModel
 
     model = StaticModel.from_pretrained(embedder)
-    columns = [model.encode([row[column] for row in ROWS]) for column in (0, 1)]
-    vectors = np.concatenate(columns, axis=1).astype(np.float64)
-    norms = np.linalg.norm(vectors, axis=1)
-    cosines = vectors @ vectors.T / np.maximum(np.outer(norms, norms), 1e-12)
+    cosines = np.zeros((len(ROWS), len(ROWS)))
+    for column in (0, 1):
+        vectors = model.encode([row[column] for row in ROWS]).astype(np.float64)
+        norms = np.linalg.norm(vectors, axis=1)
+        cosines += vectors @ vectors.T / np.maximum(np.outer(norms, norms), 1e-12) / 2
     contents = [(asked, "", answer) for asked, answer in ROWS]
     for similarity in (0.5, 0.7, 0.9):
         found = find_semantic_copies(contents, embedder, similarity)
@@ -63,6 +64,20 @@ def test_copies_are_those_of_a_comparison_of_all_with_all(embedder: Path) -> Non
         }
     assert find_semantic_copies(contents, embedder, 0.9).tolist() == [[0, 1]]
     assert find_semantic_copies([], embedder, 0.9).shape == (0, 2)
+    assert find_semantic_copies([("zzz", "", "qqq")] * 2, embedder, 0.9).shape == (0, 2)
+
+
+def test_what_the_embedder_does_not_know_makes_no_copies(embedder: Path) -> None:
+    contents = [("How do I buy a car", "", answer) for answer in ("zzz", "qqq rrr")]
+    assert find_semantic_copies(contents, embedder, 0.5).tolist() == []
+
+
+def test_texts_are_read_to_their_end(embedder: Path) -> None:
+    same = " ".join(["to the shop and"] * 400)
+    asked = ("How do I buy a car", "")
+    contents = [(*asked, f"{same} {' '.join([end] * 2000)}") for end in ("pay", "ask")]
+    assert find_semantic_copies(contents, embedder, 0.9).tolist() == []
+    assert find_semantic_copies([(*asked, same)] * 2, embedder, 0.9).tolist() == [[0, 1]]
 
 
 def test_of_rows_that_say_the_same_one_stays(
@@ -82,6 +97,7 @@ def test_of_rows_that_say_the_same_one_stays(
     assert "a row 1" in refused[0][1]
     total = prepared.manifest["total"]
     assert total["rejected"]["semantic_duplicate"] == 1
+    assert len(prepared.manifest["embedder"]["model.safetensors"]) == 64
     (cluster,) = read_json_lines(prepared.folder / "clusters.jsonl")
     assert [each["row"] for each in cluster["dropped"]] == [0, 6]
     # Without it they stay.
@@ -92,7 +108,7 @@ def test_of_rows_that_say_the_same_one_stays(
 def test_another_embedder_makes_other_data(
     write_rows: WriteRows, run: Prepare, embedder: Path, tmp_path: Path
 ) -> None:
-    """By its files, not by its path."""
+    """Another one in the same place, too."""
     sources = {"a": make_source(write_rows([{"prompt": a, "response": b} for a, b in ROWS]))}
 
     def fingerprint(folder: Path) -> str:
@@ -134,7 +150,7 @@ def test_what_is_no_embedder_is_refused_by_name(embedder: Path, tmp_path: Path) 
             {"deduplicate": Deduplicate.near, "embedder": "x"},
             "data.embedder=x has no effect with data.deduplicate=near",
         ),
-        ({"embedder": "x", "similarity": 1.5}, "data.similarity must be > 0 and <= 1"),
+        ({"embedder": "x", "similarity": 1.0}, "data.similarity must be >= 0.5 and < 1"),
     ],
 )
 def test_a_contradiction_is_refused(changes: dict[str, object], message: str) -> None:

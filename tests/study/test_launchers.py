@@ -224,8 +224,16 @@ def test_a_dry_run_of_a_search_tells_what_it_chooses_from(tmp_path: Path) -> Non
     assert lines[4].startswith("7 cells are proposed in ")
     assert lines[4].endswith("search, 0 are there; 2 steps of 8 rows")
     assert lines[5].startswith("time and memory are told here once the first cell is done")
-    assert len(lines) == 6
+    assert lines[6:] == ["less where a cell is proposed again"]
     assert not folder.exists()
+
+
+@needs_optuna
+def test_a_key_that_is_needed_may_be_searched_for(tmp_path: Path) -> None:
+    command = ("sweep=search", "trainer.max_steps=null", "trainer.epochs=interval(0.5,2)")
+    status, output = sweep(tmp_path / "sweeps" / "search", *command, "--dry-run")
+    assert status == 0, output
+    assert "trainer.epochs  interval(0.5,2)" in output
 
 
 @pytest.mark.slow
@@ -326,6 +334,10 @@ def test_a_study_of_whole_cells_prunes_none(tmp_path: Path) -> None:
         ),
         (("sweep.prune_after=0",), "sweep.prune_after must be"),
         (("lora.r=0",), "lora.r must be"),
+        (("lora.r=choice(0,4)",), "lora.r must be"),
+        (("lora.rr=choice(2,4)",), "did you mean lora.r"),
+        (("seeds=3",), "seeds has no effect on a search"),
+        (("trainer.max_steps=null", "trainer.epochs=null"), "trainer wants exactly one of"),
         (("evaluation.primary=null",), "a search needs a metric to judge by"),
         (("evaluation.primary=score/all",), "hydra.sweeper.direction=maximize"),
     ],
