@@ -21,7 +21,7 @@ from dollyllama.model.shards import Stored, list_tensors, read_parts, read_tenso
 from dollyllama.model.updates import Update, read_updates
 
 #: Numbers of a weight that are in work at a time, few enough for a processor's cache.
-_PART = 2**18
+_PART = 2**19
 _SPECIAL = ("bos", "eos", "pad")
 
 
@@ -89,11 +89,21 @@ def _shape(each: Stored, recipe: Recipe) -> tuple[int, ...]:
 
 
 def _merged_parts(each: Stored, recipe: Recipe) -> Iterator[Tensor]:
+    """The parts of a merged weight; each is there until the next one is asked for."""
     update = recipe.updates.get(each.name)
     first = 0
+    wide = rounded = torch.empty(0)
     for part in _base_parts(each, recipe):
+        if update is None:
+            yield part.to(recipe.dtype)
+            continue
+        if not first:  # the largest; what others take is freed and faulted in again for each
+            wide = torch.empty_like(part, dtype=torch.float32)
+            rounded = torch.empty_like(part, dtype=recipe.dtype)
         rows = slice(first, first + len(part))
-        yield (part if update is None else add(part, update, rows)).to(recipe.dtype)
+        merged = wide[: len(part)].copy_(part)
+        add(merged, update, rows)
+        yield rounded[: len(part)].copy_(merged)
         first = rows.stop
 
 
@@ -117,7 +127,8 @@ def _base_parts(each: Stored, recipe: Recipe) -> Iterator[Tensor]:
     else:
         found = requantise(parts, recipe.quantization)
     if update is not None and update.pissa:
-        found = _split(residual(torch.cat(list(found)), len(update.a), update.scaling), most)
+        whole = torch.cat([part.clone() for part in found])
+        found = _split(residual(whole, len(update.a), update.scaling), most)
     yield from found
 
 
@@ -132,15 +143,11 @@ def _split(weight: Tensor, most: int) -> Iterator[Tensor]:
     yield from torch.split(weight, max(1, most // weight.shape[1]))
 
 
-def add(weight: Tensor, update: Update, rows: slice) -> Tensor:
-    """Those rows of a weight (out, in), any dtype, with the update added: float32.
-
-    A float32 ``weight`` is changed in place.
-    """
-    merged = weight.float().addmm_(update.b[rows], update.a, alpha=update.scaling)
+def add(weight: Tensor, update: Update, rows: slice) -> None:
+    """Add the update to those rows of a weight (out, in), float32, in place."""
+    weight.addmm_(update.b[rows], update.a, alpha=update.scaling)
     if update.magnitude is not None:
-        merged *= (update.magnitude[rows] / torch.linalg.vector_norm(merged, dim=1))[:, None]
-    return merged
+        weight *= (update.magnitude[rows] / torch.linalg.vector_norm(weight, dim=1))[:, None]
 
 
 def residual(weight: Tensor, r: int, scaling: float) -> Tensor:

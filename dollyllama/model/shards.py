@@ -61,16 +61,18 @@ def list_tensors(folder: Path, *, packed: bool = False) -> list[Stored]:
 
 
 def read_parts(stored: Stored, most: int) -> Iterator[Tensor]:
-    """The tensor from its first row on, each part ``most`` numbers or one row, in its own memory.
+    """The tensor from its first row on, each part ``most`` numbers or one row.
 
-    ValueError when the file ends before.
+    A part is there until the next one is asked for, which takes its memory: new memory for each
+    would cost more than reading. ValueError when the file ends before.
     """
     length, *width = stored.shape or (1,)
-    rows = max(1, most // max(1, math.prod(width)))
+    rows = max(1, min(length, most // max(1, math.prod(width))))
+    whole = torch.empty((rows, *width), dtype=stored.dtype)
     with stored.path.open("rb", buffering=0) as file:
         file.seek(stored.start)
         for first in range(0, length, rows):
-            part = torch.empty((min(rows, length - first), *width), dtype=stored.dtype)
+            part = whole[: length - first]
             view = _bytes_of(part)
             while view:
                 count = file.readinto(view)
