@@ -14,7 +14,7 @@ from dollyllama.config import Dtype, LoraVariant
 from dollyllama.model import merge, quantised
 from dollyllama.model.adapter import attach_adapter, save_adapter
 from dollyllama.model.merge import Base, write_merged
-from dollyllama.model.shards import list_tensors, plan_shards
+from dollyllama.model.shards import list_tensors, plan_shards, read_tensor
 from tests.model.build import load, quantization, some_ids, write_model
 
 
@@ -117,6 +117,35 @@ def test_a_kept_base_is_merged_into_without_being_quantised_again(
     for name in files:
         one, other = (tmp_path / folder / name for folder in ("quantised", "kept"))
         assert one.read_bytes() == other.read_bytes(), name
+
+
+@pytest.mark.parametrize("kept", [True, False])
+@pytest.mark.parametrize(
+    ("method", "variant"), [("none", "lora"), ("none", "pissa"), ("nf4", "dora"), ("int8", "lora")]
+)
+def test_parts_of_any_size_make_the_same_weights(
+    untied: Path,
+    tmp_path: Path,
+    tokenizer: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    variant: str,
+    kept: bool,
+) -> None:
+    """A part takes the memory of the one before."""
+    monkeypatch.setenv("DOLLYLLAMA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(quantised, "MIN_BYTES", 0 if kept else 2**62)
+    train(untied, tmp_path / "adapter", tokenizer, method, variant, "all-linear")
+    for name, numbers in {"whole": 2**20, "parts": 5 * 64}.items():
+        monkeypatch.setattr(merge, "_PART", numbers)
+        write(untied, tmp_path / "adapter", tmp_path / name, tokenizer, method)
+    one, other = (
+        {each.name: read_tensor(each) for each in list_tensors(tmp_path / name)}
+        for name in ("whole", "parts")
+    )
+    assert one.keys() == other.keys()
+    for name, weight in one.items():
+        torch.testing.assert_close(other[name], weight, rtol=0, atol=1e-6)
 
 
 def test_the_original_weights_are_not_what_a_4_bit_adapter_saw(
