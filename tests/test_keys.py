@@ -277,10 +277,13 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_model(folder / "model")
     write_model(folder / "other_model", seed=1)
     pickle_weights(write_model(folder / "pickled_model"))
-    for name, first in {"embedder": 0, "other_embedder": 2}.items():
-        alike = [f"{word}{first} {word}{first + 1}" for word in WORDS]
-        others = [f"{word}{row}" for word in WORDS for row in {*range(24)} - {first, first + 1}]
-        write_embedder(folder / name, [*alike, *others])
+    # Two rows say the same, another pair shares three of four words.
+    for name, same in {"embedder": (0, 1), "other_embedder": (2, 3)}.items():
+        pairs = [(word, same) for word in WORDS] + [(word, (4, 5)) for word in WORDS[:3]]
+        alike = [f"{word}{one} {word}{other}" for word, (one, other) in pairs]
+        known = {word for words in alike for word in words.split()}
+        others = {f"{word}{row}" for word in WORDS for row in range(24)} - known
+        write_embedder(folder / name, [*alike, *sorted(others)])
     files = {
         "rows/sql_create_context": rows(24),
         "rows/sql_create_context_test": rows(24, 100),

@@ -50,7 +50,7 @@ def test_a_merge_that_computes_no_numbers_is_never_published(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(merge, "add", lambda weight, *_: weight.float() * math.nan)
+    monkeypatch.setattr(merge, "add", lambda weight, *_: weight.fill_(math.nan))
     arguments = ["merge", str(small_run), "--output", str(tmp_path / "merged"), *ROWS]
     assert main([*arguments, "--publish-anyway"]) == 2
     assert "computes no numbers" in capsys.readouterr().err
