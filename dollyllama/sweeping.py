@@ -297,11 +297,7 @@ def _search(master: DictConfig, folder: Path) -> Search:
 
 def _ranges(master: DictConfig) -> dict[str, Override]:
     """What a search chooses from, by key: as its config has it, or the command line instead."""
-    params = OmegaConf.select(master, "hydra.sweeper.params") or {}
-    ranges = {
-        each.get_key_element(): each
-        for each in _parsed(f"{key}={value}" for key, value in params.items())
-    }
+    ranges = {each.get_key_element(): each for each in _parsed(_params(master))}
     for each in _parsed(master.hydra.overrides.task):
         if each.is_sweep_override() or each.get_key_element() in {*ranges, "seeds"}:
             ranges[each.get_key_element()] = each
@@ -321,6 +317,12 @@ def _likely(master: DictConfig, ranges: dict[str, Override]) -> list[str]:
             value = value.start
         first.append(f"{key}={Override._get_value_element_as_str(value)}")
     return [*map(str, fixed), *first]
+
+
+def _params(master: DictConfig) -> list[str]:
+    """The axes that a sweeper's own config names, as overrides; not every sweeper has any."""
+    params = OmegaConf.select(master, "hydra.sweeper.params") or {}
+    return [f"{key}={value}" for key, value in params.items()]
 
 
 def _parsed(overrides: Iterable[str]) -> list[Override]:
@@ -430,8 +432,7 @@ def _jobs(master: DictConfig) -> Iterator[tuple[Job, Planned | None]]:
     """
     from dollyllama import launch, preflight
 
-    lines = [f"{key}={value}" for key, value in (master.hydra.sweeper.params or {}).items()]
-    parsed = _parsed([*lines, *master.hydra.overrides.task])
+    parsed = _parsed([*_params(master), *master.hydra.overrides.task])
     _check_seeds(master, {each.get_key_element() for each in parsed})
     swept = {each.get_key_element() for each in parsed if each.is_sweep_override()} | {"ablation"}
     composed: dict[tuple[str, ...], tuple[config.Run | None, str | None]] = {}
