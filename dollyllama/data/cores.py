@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from itertools import chain, islice
 from typing import Any, TypeVar
 
@@ -41,8 +42,10 @@ def on_all_cores(work: Callable[[Task], Result], tasks: Iterable[Task]) -> Itera
     # Forked, so that nothing is imported, loaded or sent a second time.
     fork = multiprocessing.get_context("fork")
     pool = ProcessPoolExecutor(count, fork, initializer=_start, initargs=(work,))
+    open_tasks: deque[Future[Result]] = deque()
     try:
-        open_tasks: deque[Future[Result]] = deque()
+        with _held_back():  # the first task starts the processes
+            open_tasks.append(pool.submit(_do, next(ahead)))
         for task in ahead:
             open_tasks.append(pool.submit(_do, task))
             if len(open_tasks) > 2 * count:
@@ -62,11 +65,25 @@ def on_all_cores(work: Callable[[Task], Result], tasks: Iterable[Task]) -> Itera
 _OWN: list[Callable[[Any], Any]] = []
 
 
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextmanager
+def _held_back() -> Iterator[None]:
+    """Let signals wait, here and in what is forked: none meets a handler of the parent there."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _start(work: Callable[[Any], Any]) -> None:
-    die_with_parent()
     # The parent tells of either, and shuts the pool down.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+    die_with_parent()
     _OWN[:] = [work]
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     gc.freeze()  # what was inherited is no garbage, and collecting it would copy its pages

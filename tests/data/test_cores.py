@@ -77,6 +77,9 @@ def work(task):
         os.kill(os.getpid(), signal.SIGKILL)
     return task
 
+if sys.argv[1] == "interrupt at once":
+    os.register_at_fork(after_in_child=lambda: os.kill(os.getpid(), signal.SIGINT))
+
 end_on_sigterm()
 try:
     for result in cores.on_all_cores(work, range(2)):
@@ -87,7 +90,8 @@ except (ValueError, KeyboardInterrupt) as error:
 
 
 @pytest.mark.parametrize(
-    ("how", "last"), [("kill", "ValueError"), ("interrupt", "KeyboardInterrupt")]
+    ("how", "last"),
+    [("kill", "ValueError"), ("interrupt", "KeyboardInterrupt"), ("interrupt at once", "1")],
 )
 def test_processes_that_are_ended_say_nothing_themselves(how: str, last: str) -> None:
     """The one that started them tells what happened."""
