@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +20,7 @@ from transformers import LlamaConfig
 from dollyllama.latency.measure import measure, time_answer, weights_mib
 from tests.decoding.build import EOS
 
+ROOT = Path(__file__).resolve().parents[2]
 MIB = 2**20
 
 
@@ -29,12 +32,10 @@ class Clocked(nn.Module):
         self.config = LlamaConfig(num_hidden_layers=1, vocab_size=259)
         self.device = torch.device("cpu")
         self.clock, self.name = clock, name
-        self.held_mib = 0
         self.prompts: list[Tensor] = []
         self.steps = 0
 
     def forward(self, *, input_ids: Tensor, **_: Any) -> SimpleNamespace:
-        held = torch.ones(self.held_mib * MIB, dtype=torch.uint8)
         prompt = input_ids.shape[1] > 1
         self.clock[0] += 1.0 if prompt else 0.25
         if prompt:
@@ -42,7 +43,6 @@ class Clocked(nn.Module):
         self.steps += 1
         logits = torch.zeros(len(input_ids), 1, 259)
         logits[:, 0, EOS] = 1.0
-        assert len(held) == self.held_mib * MIB
         return SimpleNamespace(logits=logits)
 
 
@@ -95,18 +95,41 @@ def test_sides_alternate_on_the_same_ids_behind_a_round_of_warming_up(clock: lis
         )
 
 
+GROWTH = """
+from types import SimpleNamespace
+import torch
+from transformers import LlamaConfig
+from dollyllama.latency.measure import time_answer
+
+class Holding(torch.nn.Module):
+    config = LlamaConfig(num_hidden_layers=1, vocab_size=259)
+    device = torch.device("cpu")
+    held_mib = 0
+
+    def forward(self, *, input_ids, **_):
+        held = torch.ones(self.held_mib * 2**20, dtype=torch.uint8)
+        return SimpleNamespace(logits=torch.zeros(len(input_ids), 1, 259), held=len(held))
+
+model = Holding()
+ids = torch.zeros(1, 4, dtype=torch.long)
+time_answer(model, ids, tokens=2)
+model.held_mib = 64
+for _ in range(3):  # the second time too, when the allocator may still have the first's
+    print(time_answer(model, ids, tokens=2).growth_mib)
+"""
+
+
 @pytest.mark.skipif(
     not Path("/proc/self/clear_refs").exists(), reason="a peak of memory can begin anew on Linux"
 )
-def test_memory_beside_the_weights_is_seen_in_every_round(clock: list[float]) -> None:
-    model = Clocked(clock)
-    ids = torch.zeros(1, 4, dtype=torch.long)
-    time_answer(model, ids, tokens=2)
-    model.held_mib = 64
-    for _ in range(3):  # the second time too, when the allocator may still have the first's
-        growth = time_answer(model, ids, tokens=2).growth_mib
-        assert growth is not None
-        assert 60 <= growth <= 90
+def test_memory_beside_the_weights_is_seen_in_every_round() -> None:
+    """In a process of its own: what earlier tests left running allocates too."""
+    output = subprocess.run(
+        [sys.executable, "-c", GROWTH], check=True, capture_output=True, text=True, cwd=ROOT
+    ).stdout
+    found = [float(line) for line in output.splitlines()]
+    assert len(found) == 3
+    assert all(60 <= growth <= 90 for growth in found), found
 
 
 def test_running_out_of_memory_is_told_with_what_to_lower(clock: list[float]) -> None:
