@@ -41,7 +41,7 @@ from tqdm import tqdm
 from benchmarks.train import layout
 from dollyllama import config
 from dollyllama.model import quantised
-from dollyllama.model.load import load_base, quantization_config, silence_notices
+from dollyllama.model.load import load_base, quantization_config
 from dollyllama.model.shards import write_shards
 
 VOCABULARY, MAX_SHARD_BYTES = 32000, 2**31
@@ -165,7 +165,6 @@ def take_turn(side: str, folder: Path) -> Turn:
 
 def import_all() -> None:
     """What loading imports when it comes to it."""
-    silence_notices()
     import bitsandbytes  # noqa: F401
     from transformers import LlamaForCausalLM  # noqa: F401
 

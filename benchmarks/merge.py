@@ -37,7 +37,6 @@ from tqdm import tqdm
 from benchmarks.train import layout
 from dollyllama import config
 from dollyllama.files import write_json
-from dollyllama.model.load import silence_notices
 from dollyllama.model.merge import Recipe, write_weights
 from dollyllama.model.requantise import BLOCK, Packed, list_packed
 from dollyllama.model.shards import list_tensors, read_tensor, write_shards
@@ -164,7 +163,6 @@ def keep(base: Path, folder: Path) -> None:
 
 def make_adapter(folder: Path) -> None:
     """In PEFT's format."""
-    silence_notices()
     from peft import LoraConfig
     from safetensors.torch import save_file
 
@@ -241,7 +239,6 @@ def take_turn(side: str, folder: Path) -> Turn:
 
 def import_all() -> None:
     """What a merge imports when it comes to it."""
-    silence_notices()
     for name in ("bitsandbytes.functional", "safetensors.torch"):
         importlib.import_module(name)
 

@@ -1,4 +1,3 @@
-from dollyllama.model.load import silence_notices
+from dollyllama.model import bnb
 
-# Before any other import of this process brings bitsandbytes in, as that of PEFT does.
-silence_notices()
+bnb.import_it()

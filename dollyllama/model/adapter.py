@@ -25,7 +25,6 @@ from dollyllama.card import base_name
 from dollyllama.config import LoraVariant
 from dollyllama.embedded import EMBEDDED
 from dollyllama.files import write_json
-from dollyllama.model.load import silence_notices
 from dollyllama.model.precision import count_elements, quantised_as
 
 ALL_LINEAR = "all-linear"
@@ -102,7 +101,6 @@ def attach_adapter(
             "lora=dora on quantization=int8 does not train on a CPU: "
             "use quantization=nf4_double, or lora=lora"
         )
-    silence_notices()
     from peft import LoraConfig, get_peft_model
 
     settings = LoraConfig(
@@ -166,7 +164,6 @@ def load_adapter(model: Any, folder: Path) -> Any:
     ``model`` is as ``load_base`` returns it for the tokenizer in ``folder``. ValueError when the
     folder holds no whole adapter, one of another type than LoRA, or one for another model.
     """
-    silence_notices()
     from peft import PeftModel
     from safetensors import SafetensorError
 

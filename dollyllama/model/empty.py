@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from dollyllama.config import Dtype, Quantization
-from dollyllama.model.load import quantization_config, silence_notices
+from dollyllama.model.load import quantization_config
 
 #: bitsandbytes' defaults: numbers that share a scale, and scales that share one when quantised too.
 _BLOCK, _SCALES_BLOCK = 64, 256
@@ -19,7 +19,6 @@ def empty_base(about: Any, *, dtype: Dtype, quantization: Quantization, rows: in
     Its weights and their scales have the shapes and dtypes of loaded ones, and no memory. rows: of
     the embeddings, should the config have fewer.
     """
-    silence_notices()
     from transformers import AutoModelForCausalLM
 
     about.vocab_size = max(about.vocab_size, rows)

@@ -8,7 +8,6 @@ transformers would draw at random and train on.
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -31,13 +30,6 @@ _KEPT = (QuantizationMethod.nf4, QuantizationMethod.fp4)
 
 #: Names under which vocabularies keep a token for padding, though the tokenizer's files forget it.
 _PAD_NAMES = (PAD_TOKEN, "<pad>", "<|pad|>", "<|finetune_right_pad_id|>")
-
-#: Loggers of bitsandbytes and the beginnings of what they say that no user can act on: that an
-#: extra package with other CPU kernels is missing (said on import), that int8 computes in float16.
-_NOTICES = {
-    "bitsandbytes.backends.cpu.ops": "Failed to load CPU gemm_4bit_forward",
-    "bitsandbytes.autograd._functions": "MatMul8bitLt: inputs will be cast",
-}
 
 
 def load_tokenizer(path: str, revision: str | None) -> Any:
@@ -88,7 +80,6 @@ def load_base(
     cache unless asked to, its ``generate`` does. ValueError when the model cannot be had, is no
     causal one, is damaged, lacks weights or has pickled ones that are not to be read.
     """
-    silence_notices()
     local = _local_folder(path, revision)
     if local is not None:
         check_weights(local, f"model.path={path}", pickled_weights=pickled_weights)
@@ -183,19 +174,6 @@ def quantization_config(quantization: Quantization) -> Any | None:
                 bnb_4bit_use_double_quant=quantization.double,
                 bnb_4bit_compute_dtype=getattr(torch, quantization.compute_dtype),
             )
-
-
-def silence_notices() -> None:
-    """Keep bitsandbytes' notices that no user can act on from the terminal, and nothing else.
-
-    To be called before anything imports bitsandbytes, as PEFT does: one comes on import.
-    """
-    for name in _NOTICES:
-        logging.getLogger(name).addFilter(_is_news)
-
-
-def _is_news(record: logging.LogRecord) -> bool:
-    return not str(record.msg).startswith(_NOTICES[record.name])
 
 
 def _load_whole(

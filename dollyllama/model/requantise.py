@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from dollyllama.config import Quantization, QuantizationMethod
-from dollyllama.model.load import silence_notices
 from dollyllama.model.shards import Stored, list_tensors, read_parts, read_tensor
 
 #: Numbers that share a scale, as transformers has bitsandbytes do it.
@@ -33,7 +32,6 @@ class Packed:
 
 def list_packed(folder: Path) -> dict[str, Packed]:
     """The weights in 4 bits of a kept base, by name. ValueError when a file is damaged."""
-    silence_notices()
     from bitsandbytes.functional import QuantState
 
     stored = {each.name: each for each in list_tensors(folder, packed=True)}
@@ -83,7 +81,6 @@ def requantise(
     parts: gives the weight's rows, anew at each call; every part but the last has a multiple of
     ``BLOCK`` numbers.
     """
-    silence_notices()
     import bitsandbytes.functional as bnb
 
     match quantization.method:

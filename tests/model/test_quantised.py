@@ -494,8 +494,7 @@ LOAD_ONE = """
 import sys, torch
 from dollyllama import config
 from dollyllama.model import quantised
-from dollyllama.model.load import load_base, load_tokenizer, silence_notices
-silence_notices()
+from dollyllama.model.load import load_base, load_tokenizer
 import bitsandbytes
 from tests.model.build import quantization, some_ids
 quantised.MIN_BYTES = 0
