@@ -1,7 +1,7 @@
 """How often the statistics see an effect where there is none, on real runs.
 
 ``python -m benchmarks.false_alarms`` trains many cells of one config, each under a seed of its
-own, and splits them at random into pairs of groups that are compared as baseline and variant would
+own, and splits them at random into groups that are compared as a baseline and its variants would
 be: an A/A study, whose every finding is false. The cells are kept, and a second call goes on.
 """
 
@@ -12,6 +12,7 @@ import random
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from statistics import fmean
 
@@ -20,6 +21,8 @@ from dollyllama.study.records import Cell, Plan, read_sweep
 
 ROOT = Path(__file__).parents[1]
 METRICS = ("loss/all", "score/all")
+#: Of one study.
+VARIANTS = (1, 4)
 
 
 def main() -> None:
@@ -38,29 +41,37 @@ def main() -> None:
     ]
     subprocess.run([sys.executable, str(ROOT / "sweep.py"), *overrides], cwd=ROOT, check=True)
     plan, cells = read_sweep([given.folder])
-    for metric in METRICS:
+    for metric, variants in product(METRICS, VARIANTS):
         decided = replace(plan, primary=metric)
-        apart = studies(decided, cells, given.seeds, random.Random(0))
-        print(f"{metric}: {sum(apart)} false alarms in {len(apart)} studies of {given.seeds} seeds")
+        apart = studies(decided, cells, given.seeds, variants, random.Random(0))
+        what = f"studies of {variants} and the baseline, {given.seeds} seeds"
+        print(f"{metric}: {sum(apart)} of {len(apart)} {what} name an effect")
         many = [
             alarm
             for number in range(1, given.shuffles + 1)
-            for alarm in studies(decided, cells, given.seeds, random.Random(number))
+            for alarm in studies(decided, cells, given.seeds, variants, random.Random(number))
         ]
         print(f"  the same cells in {given.shuffles} other groupings: {fmean(many):.1%}")
 
 
-def studies(plan: Plan, cells: list[Cell], seeds: int, order: random.Random) -> list[bool]:
-    """Whether each study of two disjoint groups of ``seeds`` cells finds an effect."""
+def studies(
+    plan: Plan, cells: list[Cell], seeds: int, variants: int, order: random.Random
+) -> list[bool]:
+    """Whether each study of disjoint groups of ``seeds`` cells finds any effect."""
     mixed = order.sample(cells, len(cells))
+    size = (1 + variants) * seeds
     alarms = []
-    for at in range(0, len(mixed) - 2 * seeds + 1, 2 * seeds):
+    for at in range(0, len(mixed) - size + 1, size):
         sides = [
-            replace(cell, variant=plan.baseline if number < seeds else "other", seed=number % seeds)
-            for number, cell in enumerate(mixed[at : at + 2 * seeds])
+            replace(
+                cell,
+                variant=f"other_{number // seeds}" if number >= seeds else plan.baseline,
+                seed=number % seeds,
+            )
+            for number, cell in enumerate(mixed[at : at + size])
         ]
-        (comparison,) = analyse(plan, sides).comparisons
-        alarms.append(comparison.standing in (Standing.better, Standing.worse))
+        found = analyse(plan, sides).comparisons
+        alarms.append(any(each.standing in (Standing.better, Standing.worse) for each in found))
     return alarms
 
 

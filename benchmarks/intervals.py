@@ -12,14 +12,23 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 from scipy.special import expit, nctdtr, stdtrit
 
 from dollyllama.card import markdown_table
-from dollyllama.study.compare import ALPHA, Array, Crossed, Effect, crossed, detectable, half_width
+from dollyllama.study.compare import (
+    ALPHA,
+    Array,
+    Crossed,
+    Effect,
+    crossed,
+    detectable,
+    half_width,
+    share_luck,
+)
 
 SEEDS, EXAMPLES = (3, 5, 10), (50, 217, 1000)
 #: Of the examples, as of the default run's held-out ones.
@@ -28,7 +37,7 @@ VARIANTS = 15
 #: Claims and other variants of the default study, which share ALPHA.
 STUDY = (9, 18)
 RESAMPLES = 1000
-OURS, SATTERTHWAITE = "ours", "ours, but one t of Satterthwaite's df"
+OURS, ALONE, SATTERTHWAITE = "ours", "each alone", "each alone, one t of Satterthwaite's df"
 #: Values in one array: bounds the memory.
 BATCH = 4_000_000
 
@@ -39,6 +48,8 @@ Draw = Callable[[Random, int, int, int], tuple[Array, Array]]
 #: Of the effect's variance: seeds, examples, rest.
 Shares = tuple[float, float, float]
 Noise = Callable[[Random, tuple[int, ...]], Array]
+#: (generator, runs) -> how many times as much seeds, and the rest, move each run; baseline first.
+Luck = Callable[[Random, int], tuple[Array, Array]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +71,7 @@ def main() -> None:
         ("Intervals of 95 % that hold the truth, %, by seeds × examples", coverage_table),
         (f"A/A: p < {ALPHA}, %, by seeds, {MIDDLE} examples", false_alarm_table),
         (f"The same intervals by other means, {MIDDLE} examples: hold the truth, %", rivals_table),
+        (f"Whole studies: {ONE} and {ANY}, %, by seeds, {MIDDLE} examples", study_table),
         ("An effect of 1.5 standard deviations: p < 0.05, %, by seeds", power_table),
         ("Smallest effect found in 80 %, in such deviations, by seeds", detectable_table),
     ):
@@ -92,7 +104,7 @@ def false_alarm_table(rng: Random, simulations: int) -> str:
     for setting in ALIKE:
         row = [f"{false_alarms(setting, rng, simulations, seeds, MIDDLE):.1f}" for seeds in SEEDS]
         rows.append([setting.name, *row])
-    for kind in (OURS, SATTERTHWAITE):
+    for kind in (OURS, ALONE, SATTERTHWAITE):
         for name, shares in FAMILIES.items():
             row = [
                 f"{family_alarms(shares, rng, simulations, seeds, MIDDLE, kind):.1f}"
@@ -135,7 +147,12 @@ def family_alarms(
     for _ in range(simulations):
         runs = draw_crossed(rng, 1 + VARIANTS, seeds, examples, shares)
         found = crossed(runs[1:] - runs[0], np.ones(examples))
-        half = rivals(found, seeds, examples, 1 - ALPHA / VARIANTS)[kind]
+        level = 1 - ALPHA / VARIANTS
+        if kind == OURS:
+            found = share_luck(found, seeds, examples)
+            half = half_width(found, level)
+        else:
+            half = rivals(found, seeds, examples, level)[kind]
         alarms += bool((np.abs(found.value) > half).any())
     return 100 * alarms / simulations
 
@@ -147,9 +164,52 @@ def study_alarms(shares: Shares, rng: Random, simulations: int, seeds: int, exam
     level = np.concatenate([np.full(size, 1 - ALPHA / (len(STUDY) * size)) for size in STUDY])
     for _ in range(simulations):
         runs = draw_crossed(rng, 1 + len(level), seeds, examples, shares)
-        found = crossed(runs[1:] - runs[0], np.ones(examples))
+        found = share_luck(crossed(runs[1:] - runs[0], np.ones(examples)), seeds, examples)
         alarms += bool((np.abs(found.value) > half_width(found, level)).any())
     return 100 * alarms / simulations
+
+
+#: What is counted of whole studies without effects.
+ONE, ANY = "a variant has p < 0.05", "any has, by Holm's first step"
+
+
+def study_table(rng: Random, simulations: int) -> str:
+    """Of variants whose runs differ between seeds by other amounts, with luck shared and alone."""
+    rows = []
+    for variants in SIZES:
+        for name, luck in LUCK.items():
+            for kind in (OURS, ALONE):
+                counts = [
+                    " ".join(
+                        f"{count:.1f}"
+                        for count in luck_alarms(luck, rng, simulations, variants, seeds, kind=kind)
+                    )
+                    for seeds in SEEDS
+                ]
+                rows.append([f"{variants} variants, {name}, {kind}", *counts])
+    return markdown_table(["", *map(str, SEEDS)], rows)
+
+
+def luck_alarms(
+    luck: Luck, rng: Random, simulations: int, variants: int, seeds: int, *, kind: str = OURS
+) -> tuple[float, float]:
+    """Percentages of the last variant's false alarms, and of studies with any.
+
+    Half the variance of an effect is that of seeds, half the rest, of runs whose luck is 1.
+    """
+    one = several = 0
+    for _ in range(simulations):
+        of_seeds = draw_crossed(rng, 1 + variants, seeds, 1, (0.5, 0, 0))
+        rest = draw_crossed(rng, 1 + variants, seeds, MIDDLE, (0, 0, 0.5))
+        by_seed, by_rest = luck(rng, variants + 1)
+        runs = by_seed[:, None, None] * of_seeds + by_rest[:, None, None] * rest
+        found = crossed(runs[1:] - runs[0], np.ones(MIDDLE))
+        if kind == OURS:
+            found = share_luck(found, seeds, MIDDLE)
+        size = np.abs(found.value)
+        one += bool(size[-1] > half_width(found, 1 - ALPHA)[-1])
+        several += bool((size > half_width(found, 1 - ALPHA / variants)).any())
+    return 100 * one / simulations, 100 * several / simulations
 
 
 def rivals_table(rng: Random, simulations: int) -> str:
@@ -167,7 +227,7 @@ def rivals_table(rng: Random, simulations: int) -> str:
 
 
 def rivals(found: Crossed, seeds: int, examples: int, level: float = 0.95) -> dict[str, Array]:
-    """Half the width of each kind of interval, ours first."""
+    """Half the width of each kind of interval of a comparison alone, ours first."""
     df_seeds, df_examples = seeds - 1, examples - 1
     df_rest = df_seeds * df_examples
     rest = found.residual
@@ -188,7 +248,7 @@ def rivals(found: Crossed, seeds: int, examples: int, level: float = 0.95) -> di
     largest = np.maximum(quasi, np.maximum(of_seeds, of_examples))
     share = satterthwaite(of_seeds + added, [(of_seeds, df_seeds), (added, df_examples)])
     return {
-        OURS: half_width(found, level),
+        ALONE: half_width(found, level),
         SATTERTHWAITE: half(of_seeds + added, share),
         "quasi-F": half(quasi, satterthwaite(quasi, all_parts)),
         "quasi-F, at least each mean square": half(largest, satterthwaite(largest, all_parts)),
@@ -232,17 +292,35 @@ def power_table(rng: Random, simulations: int) -> str:
             found = false_alarms(planted, rng, simulations, seeds, EXAMPLES[0])
             row.append(f"{exact:.0f} ({found:.0f})")
         rows.append([name, *row])
+    for variants in SIZES:
+        row = [f"({study_power(rng, simulations, variants, seeds):.0f})" for seeds in sizes]
+        rows.append([f"of the differences, in a study of {variants} variants", *row])
     return markdown_table(["standard deviation … exact (simulated)", *map(str, sizes)], rows)
+
+
+def study_power(rng: Random, simulations: int, variants: int, seeds: int) -> float:
+    """The percentage of effects of 1.5 standard deviations of a difference that are found."""
+    found = 0
+    for _ in range(simulations):
+        runs = 0.5**0.5 * rng.standard_normal((1 + variants, seeds, 1))
+        runs = runs + 0.01 * rng.standard_normal((1 + variants, seeds, EXAMPLES[0]))
+        differences = 1.5 + runs[1:] - runs[0]
+        study = share_luck(crossed(differences, np.ones(EXAMPLES[0])), seeds, EXAMPLES[0])
+        found += int((np.abs(study.value) > half_width(study, 1 - ALPHA)).sum())
+    return 100 * found / (simulations * variants)
 
 
 def detectable_table(_rng: Random, _simulations: int) -> str:
     """In standard deviations of the differences between seeds, where nothing else matters."""
-    effect = Effect(0.0, SEEDS[0], MIDDLE, between_seeds=1.0, between_examples=0.0, residual=0.0)
+    alone = Effect(0.0, SEEDS[0], MIDDLE, between_seeds=1.0, between_examples=0.0, residual=0.0)
     sizes = (3, 4, 5, 6, 8, 10)
     rows = []
     for comparisons in (1, 5, VARIANTS):
-        found = [detectable(effect, seeds=seeds, alpha=ALPHA / comparisons) for seeds in sizes]
-        rows.append([f"comparisons {comparisons}", *(f"{smallest:.1f}" for smallest in found)])
+        shared = replace(alone, lenders=comparisons - 1, prior_df=np.inf)
+        for name, effect in ((OURS, shared), (ALONE, alone)):
+            found = [detectable(effect, seeds=seeds, alpha=ALPHA / comparisons) for seeds in sizes]
+            smallest = [f"{each:.1f}" for each in found]
+            rows.append([f"comparisons {comparisons}, {name}", *smallest])
     return markdown_table(["", *map(str, sizes)], rows)
 
 
@@ -387,6 +465,35 @@ ALIKE = (
 )
 #: Of whole studies; in the second, variants move examples without moving the mean.
 FAMILIES: dict[str, Shares] = {"50/0/50": (0.5, 0, 0.5), "90/5/5": SHARES["seeds 90/5/5"]}
+
+
+def seeds_alone(factors: Callable[[Random, int], Array]) -> Luck:
+    return lambda rng, runs: (factors(rng, runs), np.ones(runs))
+
+
+def everything(factors: Callable[[Random, int], Array]) -> Luck:
+    def luck(rng: Random, runs: int) -> tuple[Array, Array]:
+        drawn = factors(rng, runs)
+        return drawn, drawn
+
+    return luck
+
+
+#: How much the runs of a study differ.
+LUCK: dict[str, Luck] = {
+    "alike": seeds_alone(lambda rng, runs: np.ones(runs)),
+    "seeds lognormal, 0.6": seeds_alone(lambda rng, runs: rng.lognormal(0, 0.6, runs)),
+    "seeds lognormal, 1.2": seeds_alone(lambda rng, runs: rng.lognormal(0, 1.2, runs)),
+    "all lognormal, 1.2": everything(lambda rng, runs: rng.lognormal(0, 1.2, runs)),
+    "seeds move the one 3 times as much": seeds_alone(
+        lambda rng, runs: np.append(np.ones(runs - 1), 3.0)
+    ),
+    "seeds move the baseline twice as much": seeds_alone(
+        lambda rng, runs: np.append(2.0, np.ones(runs - 1))
+    ),
+}
+#: Variants of whole studies.
+SIZES = (3, VARIANTS)
 
 if __name__ == "__main__":
     main()

@@ -30,6 +30,7 @@ from dollyllama.study.compare import (
     level_of,
     paired_effect,
     verdict,
+    with_shared_luck,
 )
 from dollyllama.study.records import (
     Cell,
@@ -174,10 +175,12 @@ class Study:
 def analyse(plan: Plan, cells: Sequence[Cell]) -> Study:
     """Compare every variant with the baseline, seed by seed and example by example.
 
-    See ``compare.paired_effect`` for the effects. P-values of the primary comparisons, one a
-    variant, are corrected together (Holm 1979), in two families: the variants that put a claim to
-    the test, and the others; exploratory ones are not corrected. Only seeds and examples that both
-    sides have are compared. Nothing is refused: what cannot be compared says so.
+    See ``compare.paired_effect`` for the effects. How much seeds differ is told from all variants
+    that train, and from all that do not, together (``compare.with_shared_luck``). P-values of the
+    primary comparisons, one a variant, are corrected together (Holm 1979), in two families: the
+    variants that put a claim to the test, and the others; exploratory ones are not corrected. Only
+    seeds and examples that both sides have are compared. Nothing is refused: what cannot be
+    compared says so.
     """
     groups: dict[str, list[Cell]] = defaultdict(list)
     for cell in sorted(cells, key=lambda each: (each.variant, each.seed, str(each.folder))):
@@ -190,6 +193,7 @@ def analyse(plan: Plan, cells: Sequence[Cell]) -> Study:
         _variant(name, groups[name], plan=plan, own=tables[name], base=base, origin=first)
         for name in order
     ]
+    variants = _luck_shared(variants)
     joint, lacking = _joint(plan, variants, tables)
     families = [
         {
@@ -462,6 +466,39 @@ def _judged(comparisons: list[Comparison], parts: int) -> list[Comparison]:
     ]
 
 
+def _luck_shared(variants: list[Variant]) -> list[Variant]:
+    """The same with intervals that know how much seeds move the others.
+
+    Variants that answer with an adapter of another's training have luck of another kind.
+    """
+    kinds: dict[tuple[str, bool], list[Comparison]] = defaultdict(list)
+    for variant in variants:
+        own = [] if variant.comparison is None else [variant.comparison]
+        for each in own + variant.exploratory:
+            kinds[each.metric, variant.trains].append(each)
+    shared = {
+        (each.variant, each.metric): each for alike in kinds.values() for each in _moderated(alike)
+    }
+    return [
+        replace(
+            variant,
+            comparison=variant.comparison and shared[variant.name, variant.comparison.metric],
+            exploratory=[shared[variant.name, each.metric] for each in variant.exploratory],
+        )
+        for variant in variants
+    ]
+
+
+def _moderated(alike: list[Comparison]) -> list[Comparison]:
+    effects = iter(with_shared_luck([each.effect for each in alike if each.effect is not None]))
+    return [
+        each
+        if each.effect is None
+        else replace(each, effect=(effect := next(effects)), detectable=detectable(effect))
+        for each in alike
+    ]
+
+
 def _with_verdict(variant: Variant, comparison: Comparison) -> Variant:
     """The variant with its corrected comparison, and what that says of its tip."""
     if comparison.effect is None:
@@ -500,7 +537,7 @@ def _joint(
                 baseline, first, second, both = found.values
                 effect = interaction(baseline, first, second, both, found.weights)
                 interactions.append(_term(pair, variant.decides, effect, found, plan))
-    return interactions, []
+    return _moderated(interactions), []
 
 
 def _parts(name: str, plan: Plan) -> list[str]:
@@ -523,7 +560,9 @@ def _factorial(plan: Plan, tables: Mapping[str, _Tables]) -> tuple[list[Comparis
         for shown, term in aliases(design)
     ]
     terms = [_term(term, metric, effect, found, plan) for term, effect in effects.items()]
-    return terms, hidden
+    mains = [term for term in terms if " × " not in term.variant]
+    pairs = [term for term in terms if " × " in term.variant]
+    return _moderated(mains) + _moderated(pairs), hidden
 
 
 @dataclass(frozen=True, slots=True)

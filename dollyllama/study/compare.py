@@ -5,14 +5,17 @@ difference is taken within each pair of seed and example. Both are draws from ma
 
     d[s, e] = effect + seed[s] + example[e] + rest[s, e]
 
-docs/statistics.md tells it in words; ``python -m benchmarks.intervals`` measures how it holds.
+A few seeds say little about how much seeds differ; the comparisons of one study say more together
+(``with_shared_luck``). docs/statistics.md tells it in words; ``python -m benchmarks.intervals``
+measures how it holds.
 
-Shapes: S seeds, E examples, R runs of a factorial design; leading axes (…) are independent studies.
+Shapes: S seeds, E examples, V comparisons of one study, R runs of a factorial design; leading axes
+(…) are independent studies.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from itertools import combinations
@@ -20,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import nctdtrinc, stdtridf, stdtrit
+from scipy.special import digamma, nctdtrinc, polygamma, stdtridf, stdtrit
 
 Array = npt.NDArray[np.float64]
 Term = tuple[str, ...]
@@ -31,11 +34,18 @@ ALPHA = 0.05
 #: Fewer say nothing about how far examples differ, so that there is no interval.
 MIN_SEEDS, MIN_EXAMPLES = 2, 3
 
+#: The most degrees of freedom that a comparison borrows: more would find more effects, and be wrong
+#: more often about a variant that seeds move more than the others.
+_MOST_LENT = 3.0
+
 #: Differences that agree to so many times the largest of them agree: the rest is rounding.
 _ROUNDING = 1e-13
 
 #: p-values, from 1e-130 on, are found by halving an interval of their logarithms so often.
 _BISECTIONS, _LOG_SMALLEST = 52, -300.0
+
+#: Steps, of which each doubles the digits; from the start that Smyth gives, five are enough.
+_NEWTON = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +56,8 @@ class Effect:
     two-sided, of no difference, uncorrected. degrees_of_freedom: those with which Student's t has
     the same interval. between_seeds, between_examples, residual: estimated variances of the three
     random parts of one difference; unbiased, so that one of nothing may come out below 0.
+    lenders, prior_df: how many other comparisons have a say in between_seeds, and with how many
+    degrees of freedom at most, see ``with_shared_luck``.
 
     All but the first three are None below MIN_SEEDS or MIN_EXAMPLES. Where nothing varies, the
     interval is the value alone, and p is 1 for a value of 0, else 0.
@@ -62,6 +74,8 @@ class Effect:
     between_seeds: float | None = None
     between_examples: float | None = None
     residual: float | None = None
+    lenders: int = 0
+    prior_df: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,17 +84,19 @@ class Crossed:
 
     variance: of ``value``, over draws of seeds and of examples. seeds_share: of that, what shows in
     the seeds' values; the rest is what other examples would change. seeds_df, examples_df: the
-    degrees of freedom of these two parts.
+    degrees of freedom of these two parts. lenders, prior_df: as in ``Effect``.
     """
 
     value: Array
     variance: Array
     seeds_share: Array
-    seeds_df: int
+    seeds_df: Array
     examples_df: Array
     between_seeds: Array
     between_examples: Array
     residual: Array
+    lenders: Array
+    prior_df: Array
 
 
 class Verdict(StrEnum):
@@ -165,12 +181,96 @@ def crossed(differences: Array, weights: Array) -> Crossed:
     return Crossed(
         value=value,
         variance=total / (seeds * examples),
-        seeds_share=np.divide(ms_seeds, total, out=np.ones_like(total), where=total > 0),
-        seeds_df=seeds - 1,
+        seeds_share=_share(ms_seeds, total),
+        seeds_df=np.asarray(seeds - 1.0),
         examples_df=_examples_df(ms_examples, ms_rest, seeds, examples),
         between_seeds=(ms_seeds - ms_rest) / examples,
         between_examples=(ms_examples - ms_rest) / seeds,
         residual=ms_rest,
+        lenders=np.zeros_like(value),
+        prior_df=np.zeros_like(value),
+    )
+
+
+def with_shared_luck(effects: Sequence[Effect]) -> list[Effect]:
+    """The comparisons of one study on one metric, with the luck of seeds told from all of them.
+
+    Three seeds of one variant say little about how much seeds differ, ten variants of three seeds
+    much, as far as seeds move them alike. See ``share_luck``. Effects without an interval stay as
+    they are, and all do where there is nobody to lend.
+    """
+    known = [each for each in effects if each.standard_error is not None]
+    if len(known) < 2:
+        return list(effects)
+
+    def column(name: str) -> Array:
+        return np.array([getattr(each, name) for each in known], dtype=np.float64)
+
+    seeds, examples, residual = column("seeds"), column("examples"), column("residual")
+    between_seeds, between_examples = column("between_seeds"), column("between_examples")
+    of_seeds = np.maximum(0, between_seeds + residual / examples) / seeds
+    variance = of_seeds + np.maximum(0, between_examples) / examples
+    shared = share_luck(
+        Crossed(
+            value=column("value"),
+            variance=variance,
+            seeds_share=_share(of_seeds, variance),
+            seeds_df=seeds - 1,
+            examples_df=_examples_df(
+                residual + seeds * between_examples, residual, seeds, examples
+            ),
+            between_seeds=between_seeds,
+            between_examples=between_examples,
+            residual=residual,
+            lenders=np.zeros_like(seeds),
+            prior_df=np.zeros_like(seeds),
+        ),
+        seeds,
+        examples,
+    )
+    moderated = iter(_effects(shared, seeds, examples, 0.95))
+    return [each if each.standard_error is None else next(moderated) for each in effects]
+
+
+def share_luck(found: Crossed, seeds: Any, examples: Any) -> Crossed:
+    """``found``, whose last axis is the V comparisons of one study, with moderated variances.
+
+    Smyth (2004, Statistical Applications in Genetics and Molecular Biology 3, 3.2 and 6.2): the
+    variance that a comparison has between its seeds is averaged with what the study would expect of
+    it, which counts like ``prior_df`` further degrees of freedom, estimated from how much variances
+    scatter around that beyond chance: none where it says nothing about them. Expected is a multiple
+    of the residual, the geometric mean over the study, as a change that moves runs apart does so in
+    their examples as in their values. Here prior_df is at most ``_MOST_LENT``, and at most half of
+    what the others have, who share the baseline's luck with this one. A comparison in which nothing
+    varies neither lends nor borrows.
+    """
+    own = found.variance * found.seeds_share * seeds
+    df = found.seeds_df
+    varies = (own > 0) & (found.residual > 0)
+    residual = np.where(varies, found.residual, 1.0)
+    lenders = np.maximum(varies.sum(-1, keepdims=True) - 1, 0)
+
+    def mean(values: Any, spare: int = 0) -> Any:
+        total = np.where(varies, values, 0.0).sum(-1, keepdims=True)
+        return total / np.maximum(1, lenders + 1 - spare)
+
+    # The logarithm of an estimated variance, less what chance makes it smaller on average.
+    log = np.log(np.where(varies, own, 1.0) / residual) - digamma(df / 2) + np.log(df / 2)
+    common = mean(log)
+    scatter = mean((log - common) ** 2, spare=1) - mean(polygamma(1, df / 2))
+    prior_df = np.minimum(_MOST_LENT, _degrees_of_freedom(scatter))
+    lent = np.where(varies, _lent(lenders, prior_df, df), 0.0)
+    of_seeds = (df * own + lent * np.exp(common) * residual) / (df + lent)
+    of_examples = found.variance * (1 - found.seeds_share)
+    variance = of_seeds / seeds + of_examples
+    return replace(
+        found,
+        variance=variance,
+        seeds_share=_share(of_seeds / seeds, variance),
+        seeds_df=df + lent,
+        between_seeds=of_seeds - found.residual / examples,
+        lenders=np.where(varies, lenders, 0),
+        prior_df=np.where(varies, prior_df, 0.0),
     )
 
 
@@ -212,12 +312,34 @@ def _critical(seeds_share: Any, seeds_df: Any, examples_df: Any, tail: Any) -> A
     return np.sqrt(seeds_share * of_seeds**2 + (1 - seeds_share) * of_examples**2)
 
 
-def _examples_df(ms_examples: Any, ms_rest: Any, seeds: int, examples: int) -> Any:
+def _lent(lenders: Any, prior_df: Any, seeds_df: Any) -> Any:
+    """The degrees of freedom that a comparison borrows, of seeds_df of its own."""
+    return np.minimum(prior_df, lenders * seeds_df / 2)
+
+
+def _degrees_of_freedom(scatter: Array) -> Array:
+    """Of variances whose logarithms have this variance; ``_MOST_LENT`` for all that is more.
+
+    The inverse of ``polygamma(1, df / 2)`` by Newton's method, as Smyth has it.
+    """
+    scatter = np.maximum(scatter, polygamma(1, _MOST_LENT / 2))
+    half = 0.5 + 1 / scatter
+    for _ in range(_NEWTON):
+        there = polygamma(1, half)
+        half = half + there * (1 - there / scatter) / polygamma(2, half)
+    return 2 * half
+
+
+def _share(part: Array, total: Array) -> Array:
+    return np.divide(part, total, out=np.ones_like(total), where=total > 0)
+
+
+def _examples_df(ms_examples: Any, ms_rest: Any, seeds: Any, examples: Any) -> Any:
     """Satterthwaite's, of a difference of mean squares; not below the seeds', which bound it."""
     squared = ms_examples**2 / (examples - 1) + ms_rest**2 / ((seeds - 1) * (examples - 1))
     difference = np.maximum(0, ms_examples - ms_rest) ** 2
     df = np.divide(difference, squared, out=np.zeros_like(squared), where=squared > 0)
-    return np.maximum(df, min(seeds, examples) - 1)
+    return np.maximum(df, np.minimum(seeds, examples) - 1)
 
 
 def aliases(levels: Sequence[Mapping[str, bool]]) -> list[tuple[Term, Term]]:
@@ -313,7 +435,8 @@ def detectable(
         seeds,
         effect.examples,
     )
-    critical = _critical(of_seeds / variance, seeds - 1, examples_df, alpha / 2)
+    seeds_df = seeds - 1 + _lent(effect.lenders, effect.prior_df, seeds - 1)
+    critical = _critical(of_seeds / variance, seeds_df, examples_df, alpha / 2)
     df = stdtridf(1 - alpha / 2, critical)
     return float(nctdtrinc(df, 1 - power, critical) * variance**0.5)
 
@@ -368,22 +491,34 @@ def _effect(differences: Array, weights: Array, level: float = 0.95) -> Effect:
         shares = weights / weights.sum()
         value = float((differences @ shares).mean())
         return Effect(value, seeds, examples)
-    found = crossed(differences, weights)
-    value, half = float(found.value), float(half_width(found, level))
+    return _effects(crossed(differences[None], weights[None]), [seeds], [examples], level)[0]
+
+
+def _effects(
+    found: Crossed, seeds: Iterable[float], examples: Iterable[float], level: float
+) -> list[Effect]:
+    """One for each of V comparisons."""
     tail = (1 - level) / 2
-    return Effect(
-        value=value,
-        seeds=seeds,
-        examples=examples,
-        standard_error=float(found.variance) ** 0.5,
-        low=value - half,
-        high=value + half,
-        p=float(p_value(found)),
-        degrees_of_freedom=float(stdtridf(1 - tail, _quantile(found, tail))),
-        between_seeds=float(found.between_seeds),
-        between_examples=float(found.between_examples),
-        residual=float(found.residual),
-    )
+    half, p = half_width(found, level), p_value(found)
+    df = stdtridf(1 - tail, _quantile(found, tail))
+    return [
+        Effect(
+            value=float(found.value[v]),
+            seeds=int(own_seeds),
+            examples=int(own_examples),
+            standard_error=float(found.variance[v] ** 0.5),
+            low=float(found.value[v] - half[v]),
+            high=float(found.value[v] + half[v]),
+            p=float(p[v]),
+            degrees_of_freedom=float(df[v]),
+            between_seeds=float(found.between_seeds[v]),
+            between_examples=float(found.between_examples[v]),
+            residual=float(found.residual[v]),
+            lenders=int(found.lenders[v]),
+            prior_df=float(found.prior_df[v]),
+        )
+        for v, (own_seeds, own_examples) in enumerate(zip(seeds, examples, strict=True))
+    ]
 
 
 def _settled(mean_square: Any, tiny: Any) -> Any:

@@ -110,8 +110,8 @@ def test_sources_weigh_the_same_in_the_overall_score(sweep: Path) -> None:
 
 
 def test_swapping_baseline_and_variant_negates(sweep: Path) -> None:
-    one = primary(study_of(sweep), "rank_8").effect
-    other = primary(study_of(sweep, baseline="rank_8"), "baseline").effect
+    one = pair(sweep, "rank_8")
+    other = pair(sweep, "baseline", baseline="rank_8")
     assert one is not None
     assert other is not None
     assert other.low is not None
@@ -337,7 +337,7 @@ def test_a_truncated_file_costs_its_seed_alone(sweep: Path) -> None:
     path = sweep / "rank_8.seed_1" / "losses.jsonl"
     write_json_lines(path, read_json_lines(path)[:20])
     study = study_of(sweep)
-    assert primary(study, "rank_8").effect == without_seed_1(sweep, "rank_8")
+    assert pair(sweep, "rank_8") == without_seed_1(sweep, "rank_8")
     assert "rank_8 lacks seed 1 (damaged): 2 pairs compared" in study.warnings
     assert named(study, "rank_4").exploratory == named(study_of(sweep), "rank_4").exploratory
     # Of the baseline it costs every variant that seed, and nothing more.
@@ -349,8 +349,16 @@ def test_a_truncated_file_costs_its_seed_alone(sweep: Path) -> None:
 
 
 def without_seed_1(sweep: Path, name: str) -> Effect | None:
-    plan, cells = read_sweep([sweep])
-    return primary(analyse(plan, [cell for cell in cells if cell.seed != 1]), name).effect
+    return pair(sweep, name, seeds=(0, 2))
+
+
+def pair(
+    sweep: Path, name: str, *, baseline: str = "baseline", seeds: tuple[int, ...] = (0, 1, 2)
+) -> Effect | None:
+    """The effect in a study of these two alone, where nobody else has a say in it."""
+    plan, cells = read_sweep([sweep], baseline=baseline)
+    own = [cell for cell in cells if cell.variant in (name, baseline) and cell.seed in seeds]
+    return primary(analyse(plan, own), name).effect
 
 
 def test_a_seed_that_lacks_a_metric_is_left_out_of_it_alone(sweep: Path) -> None:
@@ -358,7 +366,7 @@ def test_a_seed_that_lacks_a_metric_is_left_out_of_it_alone(sweep: Path) -> None
     write_json_lines(folder / "losses.jsonl", [])
     study_record.measure_again(folder)
     study = study_of(sweep)
-    assert primary(study, "rank_8").effect == without_seed_1(sweep, "rank_8")
+    assert pair(sweep, "rank_8") == without_seed_1(sweep, "rank_8")
     other = {each.metric: each.effect for each in named(study, "rank_8").exploratory}
     score = other["score/all"]
     assert score is not None

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import optimize, special, stats
 
 from benchmarks.intervals import (
     FAMILIES,
+    LUCK,
     SETTINGS,
     SHARES,
     Setting,
@@ -18,7 +20,9 @@ from benchmarks.intervals import (
     draw_crossed,
     false_alarms,
     family_alarms,
+    luck_alarms,
     plain,
+    study_power,
 )
 from dollyllama.evaluation.metric import ratio_metric
 from dollyllama.study.compare import (
@@ -34,6 +38,7 @@ from dollyllama.study.compare import (
     paired_effect,
     seeds_needed,
     verdict,
+    with_shared_luck,
 )
 
 #: Rows have the means 3, 5, 7, and so have columns.
@@ -418,6 +423,126 @@ def test_a_verdict_is_about_the_tip_that_the_variant_drops(
 )
 def test_a_verdict(found: Effect, corrected: float | None, expected: str) -> None:
     assert verdict(found, corrected, lower_is_better=True, relevant=0.1) == expected
+
+
+def a_study(lucks: Sequence[float], seeds: int = 4, examples: int = 30) -> list[Effect]:
+    """Comparisons whose seeds differ by these deviations, and whose single values by 1."""
+    rng = np.random.default_rng(30)
+    return [
+        effect_of(
+            0.5
+            + luck * rng.normal(size=(seeds, 1))
+            + 0.3 * rng.normal(size=examples)
+            + rng.normal(size=(seeds, examples))
+        )
+        for luck in lucks
+    ]
+
+
+def smyth(effects: list[Effect]) -> tuple[list[float], float]:
+    """Moderated variances between seeds, and the degrees of freedom lent, by another way."""
+    df = effects[0].seeds - 1
+    own = np.array([luck_of(each) for each in effects])
+    residual = np.array([float(each.residual or 0) for each in effects])
+    # Of a chi-squared variable over its degrees of freedom, from draws of SciPy's distribution.
+    chance = stats.gamma(df / 2, scale=2 / df).expect(np.log, epsabs=1e-10)
+    log = np.log(own / residual) - chance
+    scatter = log.var(ddof=1) - special.zeta(2, df / 2)  # the trigamma function
+    prior = 3.0
+    if scatter > special.zeta(2, 1.5):
+        prior = 2 * optimize.brentq(lambda half: special.zeta(2, half) - scatter, 1e-3, 1.5)
+    lent = min(prior, (len(effects) - 1) * df / 2)
+    expected = np.exp(log.mean()) * residual
+    return ((df * own + lent * expected) / (df + lent)).tolist(), lent
+
+
+def luck_of(each: Effect) -> float:
+    """The variance of the seeds' values."""
+    return float((each.between_seeds or 0) + (each.residual or 0) / each.examples)
+
+
+@pytest.mark.parametrize(
+    ("lucks", "least", "most"),
+    [
+        pytest.param([0.3] * 8, 3, 3, id="alike"),
+        pytest.param([0.3, 0.3], 1.5, 1.5, id="two: half of what the other has"),
+        pytest.param([0.01, 0.1, 1, 10, 100, 1000], 0.05, 0.9, id="nothing in common"),
+    ],
+)
+def test_luck_is_shared_as_smyth_has_it(lucks: list[float], least: float, most: float) -> None:
+    alone = a_study(lucks)
+    variances, lent = smyth(alone)
+    assert least <= lent <= most
+    for before, found, variance in zip(alone, with_shared_luck(alone), variances, strict=True):
+        assert luck_of(found) == pytest.approx(variance)
+        assert (found.value, found.seeds, found.examples) == (before.value, 4, 30)
+        assert (found.between_examples, found.residual) == (
+            *(before.between_examples, before.residual),
+        )
+        # The two parts of the interval, each with its own t; that of the examples is as it was.
+        assert before.low is not None
+        assert found.low is not None
+        own_t, borrowed_t = (stats.t.isf(0.025, df) for df in (3, 3 + lent))
+        of_examples = (before.value - before.low) ** 2 - own_t**2 * luck_of(before) / 4
+        expected = (borrowed_t**2 * variance / 4 + of_examples) ** 0.5
+        assert found.value - found.low == pytest.approx(expected)
+
+
+def test_who_is_alone_borrows_nothing() -> None:
+    (alone,) = a_study([0.3])
+    same = effect_of(np.zeros((4, 30)))
+    few = effect_of(np.ones((1, 30)))
+    assert with_shared_luck([alone]) == [alone]
+    assert with_shared_luck([few, alone]) == [few, alone]
+    # One in which nothing varies says nothing of the others' luck, and stays sure.
+    found = with_shared_luck([same, few, alone])
+    assert (found[1], found[2].lenders) == (few, 0)
+    assert (found[0].low, found[0].high, found[0].p) == (0, 0, 1)
+    assert found[2].p == pytest.approx(alone.p)
+
+
+def test_luck_is_shared_whatever_the_order_and_the_sign() -> None:
+    alone = a_study([0.2, 0.5, 0.3, 1.0, 0.1])
+    found = with_shared_luck(alone)
+    assert {each.lenders for each in found} == {4}
+    for one, other in zip(found, reversed(with_shared_luck(alone[::-1])), strict=True):
+        assert one.p == pytest.approx(other.p, rel=1e-12)
+    negated = replace(alone[2], value=-alone[2].value)
+    other = with_shared_luck([*alone[:2], negated, *alone[3:]])[2]
+    assert found[2].low is not None
+    assert (other.high, other.p) == (-found[2].low, found[2].p)
+
+
+def test_comparisons_of_fewer_seeds_borrow_no_more_than_they_may() -> None:
+    alone = [*a_study([0.3] * 5, seeds=5), *a_study([0.3], seeds=2)]
+    found = with_shared_luck(alone)
+    assert {each.seeds: each.prior_df for each in found} == {5: 3.0, 2: 3.0}
+    assert found[-1].degrees_of_freedom is not None
+    assert found[-1].degrees_of_freedom > 3  # 1 of its own, 5 / 2 of the others, and the examples'
+
+
+def test_what_a_study_can_detect_counts_what_it_borrows() -> None:
+    found = with_shared_luck(a_study([2.0] * 6, seeds=3, examples=500))[0]
+    assert found.prior_df == 3
+    for seeds, lent in ((2, 2.5), (3, 3.0), (12, 3.0)):
+        smallest = detectable(found, seeds=seeds, power=0.9, alpha=0.01)
+        assert smallest is not None
+        shift = smallest / (luck_of(found) / seeds) ** 0.5
+        df = seeds - 1 + lent
+        # The examples' part is 0.09 / 500, next to nothing.
+        assert stats.nct.sf(stats.t.isf(0.005, df), df, shift) == pytest.approx(0.9, abs=1e-2)
+
+
+def test_five_seeds_find_one_and_a_half_standard_deviations() -> None:
+    assert study_power(np.random.default_rng(31), 300, 15, 5) >= 80
+
+
+@pytest.mark.parametrize("name", LUCK)
+def test_studies_whose_seeds_move_variants_unequally_rarely_name_one(name: str) -> None:
+    one, several = luck_alarms(LUCK[name], np.random.default_rng(32), 1000, 15, 3)
+    assert several <= 6
+    # Of the variant that seeds move more than the others there are more than there should be.
+    assert one <= (12 if "the one" in name else 6.5)
 
 
 @pytest.mark.parametrize("seeds", [3, 5])
