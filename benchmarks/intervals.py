@@ -21,6 +21,7 @@ from scipy.special import expit, nctdtr, stdtrit
 from dollyllama.card import markdown_table
 from dollyllama.study.compare import (
     ALPHA,
+    MOST_LENT,
     Array,
     Crossed,
     Effect,
@@ -316,7 +317,7 @@ def detectable_table(_rng: Random, _simulations: int) -> str:
     sizes = (3, 4, 5, 6, 8, 10)
     rows = []
     for comparisons in (1, 5, VARIANTS):
-        shared = replace(alone, lenders=comparisons - 1, prior_df=np.inf)
+        shared = replace(alone, lenders=comparisons - 1, prior_df=MOST_LENT)
         for name, effect in ((OURS, shared), (ALONE, alone)):
             found = [detectable(effect, seeds=seeds, alpha=ALPHA / comparisons) for seeds in sizes]
             smallest = [f"{each:.1f}" for each in found]
@@ -479,15 +480,20 @@ def everything(factors: Callable[[Random, int], Array]) -> Luck:
     return luck
 
 
+def times(*factors: float) -> Callable[[Random, int], Array]:
+    """The last runs' factors."""
+    return lambda rng, runs: np.append(np.ones(runs - len(factors)), factors)
+
+
 #: How much the runs of a study differ.
 LUCK: dict[str, Luck] = {
-    "alike": seeds_alone(lambda rng, runs: np.ones(runs)),
+    "alike": seeds_alone(times()),
     "seeds lognormal, 0.6": seeds_alone(lambda rng, runs: rng.lognormal(0, 0.6, runs)),
     "seeds lognormal, 1.2": seeds_alone(lambda rng, runs: rng.lognormal(0, 1.2, runs)),
     "all lognormal, 1.2": everything(lambda rng, runs: rng.lognormal(0, 1.2, runs)),
-    "seeds move the one 3 times as much": seeds_alone(
-        lambda rng, runs: np.append(np.ones(runs - 1), 3.0)
-    ),
+    "seeds move the one 3 times as much": seeds_alone(times(3)),
+    "seeds move the one 10 times as much": seeds_alone(times(10)),
+    "seeds move three 10 times as much": seeds_alone(times(10, 10, 10)),
     "seeds move the baseline twice as much": seeds_alone(
         lambda rng, runs: np.append(2.0, np.ones(runs - 1))
     ),

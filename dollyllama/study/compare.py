@@ -34,9 +34,13 @@ ALPHA = 0.05
 #: Fewer say nothing about how far examples differ, so that there is no interval.
 MIN_SEEDS, MIN_EXAMPLES = 2, 3
 
-#: The most degrees of freedom that a comparison borrows: more would find more effects, and be wrong
-#: more often about a variant that seeds move more than the others.
-_MOST_LENT = 3.0
+#: The most degrees of freedom that a comparison borrows; and how many times as much as expected its
+#: seeds may vary before it borrows none. More of either would find more effects, and be wrong more
+#: often about a variant that seeds move more than the others.
+MOST_LENT, _FAR = 4.0, 2.0
+
+#: A variance between seeds of so small a share of the rest's is lost in rounding.
+_LOST = 1e-10
 
 #: Differences that agree to so many times the largest of them agree: the rest is rounding.
 _ROUNDING = 1e-13
@@ -55,8 +59,8 @@ class Effect:
     seeds, examples: how many of each. low, high: the interval, 95 % unless asked otherwise. p:
     two-sided, of no difference, uncorrected. degrees_of_freedom: those with which Student's t has
     the same interval. between_seeds, between_examples, residual: estimated variances of the three
-    random parts of one difference; unbiased, so that one of nothing may come out below 0.
-    lenders, prior_df: how many other comparisons have a say in between_seeds, and with how many
+    random parts of one difference; unbiased, so that one of nothing may come out below 0, until
+    others have a say in between_seeds: lenders, prior_df: how many of them, and with how many
     degrees of freedom at most, see ``with_shared_luck``.
 
     All but the first three are None below MIN_SEEDS or MIN_EXAMPLES. Where nothing varies, the
@@ -196,10 +200,11 @@ def with_shared_luck(effects: Sequence[Effect]) -> list[Effect]:
     """The comparisons of one study on one metric, with the luck of seeds told from all of them.
 
     Three seeds of one variant say little about how much seeds differ, ten variants of three seeds
-    much, as far as seeds move them alike. See ``share_luck``. Effects without an interval stay as
-    they are, and all do where there is nobody to lend.
+    much, as far as seeds move them alike: see ``share_luck``. Intervals are of 95 %. Effects that
+    have none, or in which nothing varies, stay as they are, and all do where there is nobody to
+    lend. To be called once, with effects as ``paired_effect`` and its like have them.
     """
-    known = [each for each in effects if each.standard_error is not None]
+    known = [each for each in effects if _has_luck(each)]
     if len(known) < 2:
         return list(effects)
 
@@ -208,7 +213,7 @@ def with_shared_luck(effects: Sequence[Effect]) -> list[Effect]:
 
     seeds, examples, residual = column("seeds"), column("examples"), column("residual")
     between_seeds, between_examples = column("between_seeds"), column("between_examples")
-    of_seeds = np.maximum(0, between_seeds + residual / examples) / seeds
+    of_seeds = (between_seeds + residual / examples) / seeds
     variance = of_seeds + np.maximum(0, between_examples) / examples
     shared = share_luck(
         Crossed(
@@ -229,7 +234,14 @@ def with_shared_luck(effects: Sequence[Effect]) -> list[Effect]:
         examples,
     )
     moderated = iter(_effects(shared, seeds, examples, 0.95))
-    return [each if each.standard_error is None else next(moderated) for each in effects]
+    return [next(moderated) if _has_luck(each) else each for each in effects]
+
+
+def _has_luck(effect: Effect) -> bool:
+    """Whether its seeds and its rest vary: then it can lend and borrow."""
+    if effect.between_seeds is None or not effect.residual:
+        return False
+    return effect.between_seeds + effect.residual / effect.examples > _LOST * effect.residual
 
 
 def share_luck(found: Crossed, seeds: Any, examples: Any) -> Crossed:
@@ -238,11 +250,17 @@ def share_luck(found: Crossed, seeds: Any, examples: Any) -> Crossed:
     Smyth (2004, Statistical Applications in Genetics and Molecular Biology 3, 3.2 and 6.2): the
     variance that a comparison has between its seeds is averaged with what the study would expect of
     it, which counts like ``prior_df`` further degrees of freedom, estimated from how much variances
-    scatter around that beyond chance: none where it says nothing about them. Expected is a multiple
-    of the residual, the geometric mean over the study, as a change that moves runs apart does so in
-    their examples as in their values. Here prior_df is at most ``_MOST_LENT``, and at most half of
-    what the others have, who share the baseline's luck with this one. A comparison in which nothing
-    varies neither lends nor borrows.
+    scatter around that beyond chance: none where it says nothing about them. What differs here:
+
+    - Expected is a multiple of the residual, the geometric mean over the study, as a change that
+      moves runs apart does so in their examples as in their values; at least the residual's own
+      part in the mean of the examples. Smyth's is the same for all, and smaller by a factor that
+      depends on prior_df.
+    - prior_df is at most ``MOST_LENT``, and at most half of what V - 1 others of as many seeds
+      have, as they share the baseline's luck with this one.
+    - A comparison that varies more than ``_FAR`` times as much as expected borrows nothing.
+
+    One whose seeds or residual do not vary neither lends nor borrows.
     """
     own = found.variance * found.seeds_share * seeds
     df = found.seeds_df
@@ -258,9 +276,11 @@ def share_luck(found: Crossed, seeds: Any, examples: Any) -> Crossed:
     log = np.log(np.where(varies, own, 1.0) / residual) - digamma(df / 2) + np.log(df / 2)
     common = mean(log)
     scatter = mean((log - common) ** 2, spare=1) - mean(polygamma(1, df / 2))
-    prior_df = np.minimum(_MOST_LENT, _degrees_of_freedom(scatter))
-    lent = np.where(varies, _lent(lenders, prior_df, df), 0.0)
-    of_seeds = (df * own + lent * np.exp(common) * residual) / (df + lent)
+    expected = np.maximum(np.exp(common), 1 / np.asarray(examples)) * residual
+    borrows = varies & (own <= _FAR * expected) & (lenders > 0)
+    prior_df = np.where(borrows, np.minimum(MOST_LENT, _degrees_of_freedom(scatter)), 0.0)
+    lent = _lent(lenders, prior_df, df)
+    of_seeds = (df * own + lent * expected) / (df + lent)
     of_examples = found.variance * (1 - found.seeds_share)
     variance = of_seeds / seeds + of_examples
     return replace(
@@ -269,8 +289,8 @@ def share_luck(found: Crossed, seeds: Any, examples: Any) -> Crossed:
         seeds_share=_share(of_seeds / seeds, variance),
         seeds_df=df + lent,
         between_seeds=of_seeds - found.residual / examples,
-        lenders=np.where(varies, lenders, 0),
-        prior_df=np.where(varies, prior_df, 0.0),
+        lenders=np.where(borrows, lenders, 0),
+        prior_df=prior_df,
     )
 
 
@@ -313,16 +333,16 @@ def _critical(seeds_share: Any, seeds_df: Any, examples_df: Any, tail: Any) -> A
 
 
 def _lent(lenders: Any, prior_df: Any, seeds_df: Any) -> Any:
-    """The degrees of freedom that a comparison borrows, of seeds_df of its own."""
+    """The degrees of freedom that a comparison with seeds_df of its own borrows."""
     return np.minimum(prior_df, lenders * seeds_df / 2)
 
 
 def _degrees_of_freedom(scatter: Array) -> Array:
-    """Of variances whose logarithms have this variance; ``_MOST_LENT`` for all that is more.
+    """Of variances whose logarithms have this variance; ``MOST_LENT`` for all that is more.
 
     The inverse of ``polygamma(1, df / 2)`` by Newton's method, as Smyth has it.
     """
-    scatter = np.maximum(scatter, polygamma(1, _MOST_LENT / 2))
+    scatter = np.maximum(scatter, polygamma(1, MOST_LENT / 2))
     half = 0.5 + 1 / scatter
     for _ in range(_NEWTON):
         there = polygamma(1, half)

@@ -23,7 +23,7 @@ from dollyllama.study.analyse import (
     direction,
     ranked,
 )
-from dollyllama.study.compare import Effect, Verdict
+from dollyllama.study.compare import Effect, Verdict, detectable, with_shared_luck
 from dollyllama.study.records import read_sweep
 from tests.study import record as study_record
 
@@ -110,6 +110,12 @@ def test_sources_weigh_the_same_in_the_overall_score(sweep: Path) -> None:
 
 
 def test_swapping_baseline_and_variant_negates(sweep: Path) -> None:
+    """Of two; in a larger study the value alone, as other comparisons share their luck then."""
+    left = primary(study_of(sweep), "rank_8").effect
+    right = primary(study_of(sweep, baseline="rank_8"), "baseline").effect
+    assert left is not None
+    assert right is not None
+    assert left.value == -right.value
     one = pair(sweep, "rank_8")
     other = pair(sweep, "baseline", baseline="rank_8")
     assert one is not None
@@ -334,18 +340,52 @@ def test_a_metric_that_was_not_measured_cannot_be_paired(sweep: Path) -> None:
 
 def test_a_truncated_file_costs_its_seed_alone(sweep: Path) -> None:
     """Not the metric, and not the other seeds."""
+    before = named(study_of(sweep), "rank_4")
     path = sweep / "rank_8.seed_1" / "losses.jsonl"
     write_json_lines(path, read_json_lines(path)[:20])
     study = study_of(sweep)
     assert pair(sweep, "rank_8") == without_seed_1(sweep, "rank_8")
     assert "rank_8 lacks seed 1 (damaged): 2 pairs compared" in study.warnings
-    assert named(study, "rank_4").exploratory == named(study_of(sweep), "rank_4").exploratory
+    values = [effect_values(variant) for variant in (before, named(study, "rank_4"))]
+    assert values[0] == values[1]
     # Of the baseline it costs every variant that seed, and nothing more.
     path = sweep / "baseline.seed_2" / "losses.jsonl"
     path.unlink()
     effect = primary(study_of(sweep), "rank_4").effect
     assert effect is not None
     assert (effect.seeds, effect.examples) == (2, 40)
+
+
+def effect_values(variant: Variant) -> list[tuple[str, float, int]]:
+    """Of its other metrics, less what the luck of other variants says of them."""
+    return [
+        (each.metric, each.effect.value, each.effect.seeds)
+        for each in variant.exploratory
+        if each.effect is not None
+    ]
+
+
+def test_variants_that_train_share_their_luck(sweep: Path) -> None:
+    """By metric; those that only answer in another way, with an adapter of another's, do not."""
+    study = study_of(sweep)
+    trained = ["attention_only", "rank_32", "rank_4", "rank_8"]
+    alone = [pair(sweep, name) for name in trained]
+    shared = with_shared_luck([each for each in alone if each is not None])
+    for name, own, expected in zip(trained, alone, shared, strict=True):
+        found = primary(study, name).effect
+        assert found is not None
+        assert (found.low, found.p, found.lenders) == (expected.low, expected.p, expected.lenders)
+        assert found != own
+        # Two families share the 5 %: two claims, and three other variants.
+        alpha = 0.05 / 2 / (2 if name in TIPS else 3)
+        assert primary(study, name).detectable == pytest.approx(detectable(expected, alpha=alpha))
+    assert {each.lenders for each in shared} == {3}
+    assert primary(study, "nucleus").effect == pair(sweep, "nucleus")
+    other = next(
+        each for each in named(study, "rank_8").exploratory if each.metric == "loss/sql"
+    ).effect
+    assert other is not None
+    assert other.lenders == 3
 
 
 def without_seed_1(sweep: Path, name: str) -> Effect | None:

@@ -439,8 +439,8 @@ def a_study(lucks: Sequence[float], seeds: int = 4, examples: int = 30) -> list[
     ]
 
 
-def smyth(effects: list[Effect]) -> tuple[list[float], float]:
-    """Moderated variances between seeds, and the degrees of freedom lent, by another way."""
+def moderated(effects: list[Effect]) -> tuple[list[float], list[float]]:
+    """Variances between seeds, and the degrees of freedom lent to each, by another way."""
     df = effects[0].seeds - 1
     own = np.array([luck_of(each) for each in effects])
     residual = np.array([float(each.residual or 0) for each in effects])
@@ -448,12 +448,13 @@ def smyth(effects: list[Effect]) -> tuple[list[float], float]:
     chance = stats.gamma(df / 2, scale=2 / df).expect(np.log, epsabs=1e-10)
     log = np.log(own / residual) - chance
     scatter = log.var(ddof=1) - special.zeta(2, df / 2)  # the trigamma function
-    prior = 3.0
-    if scatter > special.zeta(2, 1.5):
-        prior = 2 * optimize.brentq(lambda half: special.zeta(2, half) - scatter, 1e-3, 1.5)
-    lent = min(prior, (len(effects) - 1) * df / 2)
-    expected = np.exp(log.mean()) * residual
-    return ((df * own + lent * expected) / (df + lent)).tolist(), lent
+    prior = 4.0
+    if scatter > special.zeta(2, 2.0):
+        prior = 2 * optimize.brentq(lambda half: special.zeta(2, half) - scatter, 1e-3, 2.0)
+    most = min(prior, (len(effects) - 1) * df / 2)
+    expected = np.maximum(np.exp(log.mean()), 1 / effects[0].examples) * residual
+    lent = np.where(own <= 2 * expected, most, 0.0)
+    return ((df * own + lent * expected) / (df + lent)).tolist(), lent.tolist()
 
 
 def luck_of(each: Effect) -> float:
@@ -464,28 +465,45 @@ def luck_of(each: Effect) -> float:
 @pytest.mark.parametrize(
     ("lucks", "least", "most"),
     [
-        pytest.param([0.3] * 8, 3, 3, id="alike"),
+        pytest.param([0.3] * 8, 4, 4, id="alike"),
         pytest.param([0.3, 0.3], 1.5, 1.5, id="two: half of what the other has"),
+        pytest.param([0.3] * 7 + [5], 0.5, 4, id="one far above the others"),
+        pytest.param([0.0] * 8, 4, 4, id="the rest alone"),
         pytest.param([0.01, 0.1, 1, 10, 100, 1000], 0.05, 0.9, id="nothing in common"),
     ],
 )
-def test_luck_is_shared_as_smyth_has_it(lucks: list[float], least: float, most: float) -> None:
+def test_luck_is_shared_as_it_says(lucks: list[float], least: float, most: float) -> None:
     alone = a_study(lucks)
-    variances, lent = smyth(alone)
-    assert least <= lent <= most
-    for before, found, variance in zip(alone, with_shared_luck(alone), variances, strict=True):
-        assert luck_of(found) == pytest.approx(variance)
-        assert (found.value, found.seeds, found.examples) == (before.value, 4, 30)
-        assert (found.between_examples, found.residual) == (
+    variances, lent = moderated(alone)
+    assert least <= max(lent) <= most + 1e-9
+    if lucks[-1] > 1:
+        assert lent[-1] == 0
+    found = with_shared_luck(alone)
+    for before, after, variance, own_lent in zip(alone, found, variances, lent, strict=True):
+        assert luck_of(after) == pytest.approx(variance)
+        assert (after.value, after.seeds, after.examples) == (before.value, 4, 30)
+        assert (after.between_examples, after.residual) == (
             *(before.between_examples, before.residual),
         )
         # The two parts of the interval, each with its own t; that of the examples is as it was.
         assert before.low is not None
-        assert found.low is not None
-        own_t, borrowed_t = (stats.t.isf(0.025, df) for df in (3, 3 + lent))
+        assert after.low is not None
+        own_t, borrowed_t = (stats.t.isf(0.025, df) for df in (3, 3 + own_lent))
         of_examples = (before.value - before.low) ** 2 - own_t**2 * luck_of(before) / 4
         expected = (borrowed_t**2 * variance / 4 + of_examples) ** 0.5
-        assert found.value - found.low == pytest.approx(expected)
+        assert after.value - after.low == pytest.approx(expected)
+
+
+def test_a_mean_of_few_examples_varies_at_least_by_their_rest() -> None:
+    """One that shares ten examples with the baseline is not judged by those of three hundred."""
+    many = a_study([0.0] * 8, examples=300)
+    few = replace(many[0], examples=10, between_seeds=-0.09)
+    assert luck_of(few) == pytest.approx((few.residual or 0) / 10 - 0.09)
+    found = with_shared_luck([few, *many])[0]
+    assert found.lenders == 8
+    lent = min(4.0, found.prior_df)
+    expected = (few.residual or 0) / 10
+    assert luck_of(found) == pytest.approx((3 * luck_of(few) + lent * expected) / (3 + lent))
 
 
 def test_who_is_alone_borrows_nothing() -> None:
@@ -504,7 +522,7 @@ def test_who_is_alone_borrows_nothing() -> None:
 def test_luck_is_shared_whatever_the_order_and_the_sign() -> None:
     alone = a_study([0.2, 0.5, 0.3, 1.0, 0.1])
     found = with_shared_luck(alone)
-    assert {each.lenders for each in found} == {4}
+    assert 4 in {each.lenders for each in found}
     for one, other in zip(found, reversed(with_shared_luck(alone[::-1])), strict=True):
         assert one.p == pytest.approx(other.p, rel=1e-12)
     negated = replace(alone[2], value=-alone[2].value)
@@ -516,15 +534,15 @@ def test_luck_is_shared_whatever_the_order_and_the_sign() -> None:
 def test_comparisons_of_fewer_seeds_borrow_no_more_than_they_may() -> None:
     alone = [*a_study([0.3] * 5, seeds=5), *a_study([0.3], seeds=2)]
     found = with_shared_luck(alone)
-    assert {each.seeds: each.prior_df for each in found} == {5: 3.0, 2: 3.0}
-    assert found[-1].degrees_of_freedom is not None
-    assert found[-1].degrees_of_freedom > 3  # 1 of its own, 5 / 2 of the others, and the examples'
+    assert {each.seeds for each in found if each.prior_df == pytest.approx(4)} == {5, 2}
+    (alike,) = with_shared_luck([replace(alone[-1], between_examples=0.0), *alone[:5]])[:1]
+    assert alike.degrees_of_freedom == pytest.approx(1 + 5 * 1 / 2)
 
 
 def test_what_a_study_can_detect_counts_what_it_borrows() -> None:
     found = with_shared_luck(a_study([2.0] * 6, seeds=3, examples=500))[0]
-    assert found.prior_df == 3
-    for seeds, lent in ((2, 2.5), (3, 3.0), (12, 3.0)):
+    assert found.prior_df == pytest.approx(4)
+    for seeds, lent in ((2, 2.5), (3, 4.0), (12, 4.0)):
         smallest = detectable(found, seeds=seeds, power=0.9, alpha=0.01)
         assert smallest is not None
         shift = smallest / (luck_of(found) / seeds) ** 0.5
@@ -540,9 +558,10 @@ def test_five_seeds_find_one_and_a_half_standard_deviations() -> None:
 @pytest.mark.parametrize("name", LUCK)
 def test_studies_whose_seeds_move_variants_unequally_rarely_name_one(name: str) -> None:
     one, several = luck_alarms(LUCK[name], np.random.default_rng(32), 1000, 15, 3)
-    assert several <= 6
+    # Three of fifteen that seeds move ten times as much are the worst of docs/statistics.md.
+    assert several <= (7 if "three" in name else 5)
     # Of the variant that seeds move more than the others there are more than there should be.
-    assert one <= (12 if "the one" in name else 6.5)
+    assert one <= (10 if "the one" in name or "three" in name else 6.5)
 
 
 @pytest.mark.parametrize("seeds", [3, 5])
