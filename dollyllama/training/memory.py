@@ -112,7 +112,7 @@ class DryRun:
             alive.add(each)
         weights = alive.now - adapter
         packed = trainer.batching is config.Batching.packed
-        batch = _packed(rows) if packed else collate_padded(rows, pad_id=self._pad_id)
+        batch = collate_packed(rows) if packed else collate_padded(rows, pad_id=self._pad_id)
         sources = sorted({row.example.source for row in rows})
         batch |= supervision(rows, batch["labels"], sources)
         with _known_beforehand(self._run), self._fake, alive:
@@ -156,14 +156,6 @@ class DryRun:
             with torch.autocast("cpu", torch.bfloat16, enabled=self._run.precision.autocast):
                 outputs = model(**inputs, use_cache=False)
             loss(outputs, labels, 1).backward()  # type: ignore[no-untyped-call]
-
-
-def _packed(rows: Sequence[EncodedExample]) -> dict[str, Any]:
-    """The batch as if it were a single row: attention keeps as much of it, in far fewer calls."""
-    batch = collate_packed(rows)
-    tokens = sum(batch["row_lengths"])
-    one = torch.tensor([0, tokens], dtype=torch.int32)
-    return {**batch, "row_lengths": [tokens], "row_starts": one}
 
 
 def largest_batch(
