@@ -19,9 +19,10 @@ def import_it() -> None:
     """Import bitsandbytes, before anything else does, as PEFT would.
 
     On import it hands functions to ``torch.compile`` that only a device without kernels of its own
-    needs. That loads Dynamo and Inductor, which takes seconds, and on a CPU lets its optimizers
+    needs (not CUDA). That loads Inductor, which takes seconds, and on a CPU lets its optimizers
     start a C++ compiler in the midst of training, where there is one: their results would depend on
     whether there is. So ``torch.compile`` hands them back as they are for as long as that takes.
+    What imports bitsandbytes before this package gets the compiled ones.
     """
     for name in _NOTICES:
         logging.getLogger(name).addFilter(_is_news)
@@ -33,8 +34,8 @@ def import_it() -> None:
         torch.compile = original
 
 
-def _uncompiled(function: Any, **_: Any) -> Any:
-    return function
+def _uncompiled(function: Any = None, **_: Any) -> Any:
+    return (lambda each: each) if function is None else function
 
 
 def _is_news(record: logging.LogRecord) -> bool:
