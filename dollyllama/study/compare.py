@@ -59,9 +59,9 @@ class Effect:
     seeds, examples: how many of each. low, high: the interval, 95 % unless asked otherwise. p:
     two-sided, of no difference, uncorrected. degrees_of_freedom: those with which Student's t has
     the same interval. between_seeds, between_examples, residual: estimated variances of the three
-    random parts of one difference; unbiased, so that one of nothing may come out below 0, until
-    others have a say in between_seeds: lenders, prior_df: how many of them, and with how many
-    degrees of freedom at most, see ``with_shared_luck``.
+    random parts of one difference; unbiased, so that one of nothing may come out below 0, unless
+    other comparisons have a say in between_seeds. lenders, prior_df: how many of them do, and with
+    how many degrees of freedom at most, see ``with_shared_luck``.
 
     All but the first three are None below MIN_SEEDS or MIN_EXAMPLES. Where nothing varies, the
     interval is the value alone, and p is 1 for a value of 0, else 0.
