@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -22,14 +23,16 @@ def import_it() -> None:
     needs (not CUDA). That loads Inductor, which takes seconds, and on a CPU lets its optimizers
     start a C++ compiler in the midst of training, where there is one: their results would depend on
     whether there is. So ``torch.compile`` hands them back as they are for as long as that takes.
-    What imports bitsandbytes before this package gets the compiled ones.
+    What imports bitsandbytes before this package gets the compiled ones. A merged model answers
+    without it, so where it is missing, who needs it says so.
     """
     for name in _NOTICES:
         logging.getLogger(name).addFilter(_is_news)
     original = torch.compile
     torch.compile = _uncompiled  # type: ignore[assignment]
     try:
-        import bitsandbytes  # noqa: F401
+        with suppress(ModuleNotFoundError):
+            import bitsandbytes  # noqa: F401
     finally:
         torch.compile = original
 
