@@ -18,7 +18,7 @@ import numpy as np
 from scipy.special import polygamma
 
 from dollyllama.card import markdown_table
-from dollyllama.study.analyse import analyse
+from dollyllama.study.analyse import analyse, effects
 from dollyllama.study.compare import Effect
 from dollyllama.study.records import read_sweep
 
@@ -57,11 +57,10 @@ def effects_alone(sweep: Path) -> dict[tuple[str, str], list[Effect]]:
     found = defaultdict(list)
     for name in sorted({cell.variant for cell in cells} - {plan.baseline}):
         study = analyse(plan, [cell for cell in cells if cell.variant in (name, plan.baseline)])
-        (variant,) = (each for each in study.variants if each.name == name)
-        own = [] if variant.comparison is None else [variant.comparison]
-        for each in own + variant.exploratory:
+        trains = {variant.name: variant.trains for variant in study.variants}
+        for _, each in effects(study):
             if each.effect is not None and each.effect.standard_error is not None:
-                kind = "trained" if variant.trains else "answers alone"
+                kind = "trained" if trains[each.variant] else "answers alone"
                 found[each.metric, kind].append(each.effect)
     return found
 

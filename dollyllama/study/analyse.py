@@ -378,7 +378,6 @@ def _compare(
         effect=effect,
         baseline=value,
         relevant=plan.relevant * abs(value),
-        detectable=detectable(effect),
         unpaired=unpaired,
     )
 
@@ -490,6 +489,7 @@ def _luck_shared(variants: list[Variant]) -> list[Variant]:
 
 
 def _moderated(alike: list[Comparison]) -> list[Comparison]:
+    """The same with effects that share their luck, and what can be detected with it."""
     effects = iter(with_shared_luck([each.effect for each in alike if each.effect is not None]))
     return [
         each
