@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch._C._profiler import _EventType
 from torch.nn import Parameter
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoConfig
@@ -83,13 +84,27 @@ def peak_of_allocator(run: config.Run, tokenizer: Any, folder: Path) -> int:
             log=lambda step, values: None,
             resume=False,
         )
-    events = profiler.profiler.kineto_results.events()  # type: ignore[union-attr]
-    memory = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
+    kineto = profiler.profiler.kineto_results  # type: ignore[union-attr]
+    # What an earlier profile saw handed out and this one sees released is no one's here.
+    held: dict[int, int] = {}
     now = most = 0
-    for _, change in memory:
-        now += change
+    for _, address, change in sorted(changes_of_memory(kineto.experimental_event_tree())):
+        if change > 0:
+            held[address] = change
+            now += change
+        else:
+            now -= held.pop(address, 0)
         most = max(most, now)
     return most
+
+
+def changes_of_memory(events: Iterable[Any]) -> Iterator[tuple[int, int, int]]:
+    """Of all events, and those within: when (ns), at which address, and how many bytes."""
+    for event in events:
+        if event.tag == _EventType.Allocation:
+            change = event.extra_fields
+            yield event.start_time_ns, change.ptr, change.alloc_size
+        yield from changes_of_memory(event.children)
 
 
 @pytest.mark.parametrize(
