@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeGuard
 
+import torch
 from torch import Tensor, nn
 
 from dollyllama.fast.projections import Projection, project
@@ -121,6 +122,19 @@ def _projection_or_reason(module: nn.Module) -> Projection | str | None:
 
 
 def _is_frozen_linear(module: Any) -> TypeGuard[nn.Linear]:
-    if type(module) is not nn.Linear and type(module).__name__ != "Linear4bit":
-        return False
-    return not module.weight.requires_grad and quantised_as(module.weight) != "int8"
+    match type(module).__name__:
+        case "Linear4bit":
+            known = True
+        case "Linear8bitLt":
+            known = trains_by_dense(module.weight.device)
+        case _:
+            known = type(module) is nn.Linear and quantised_as(module.weight) is None
+    return known and not module.weight.requires_grad
+
+
+def trains_by_dense(device: torch.device) -> bool:
+    """Whether bitsandbytes itself trains on int8 layers by their dense weights there.
+
+    On a GPU it rounds what comes in as well (LLM.int8, Dettmers et al. 2022, arXiv:2208.07339).
+    """
+    return device.type == "cpu"

@@ -25,7 +25,7 @@ from dollyllama.model.precision import products_in
 
 @dataclass(frozen=True, slots=True)
 class Projection:
-    """A frozen linear layer (bias or not, 4-bit or not) and the LoRA on it, if any.
+    """A frozen linear layer (bias or not, quantised or not) and the LoRA on it, if any.
 
     a (r, I) and b (O, r) are parameters; p: LoRA's dropout.
     """
@@ -116,7 +116,8 @@ def _their_dtype(x: Tensor, base: nn.Linear) -> torch.dtype:
     """What PEFT's path multiplies in: autocast's dtype, or else the layer's own."""
     if torch.is_autocast_enabled(x.device.type):
         return torch.get_autocast_dtype(x.device.type)
-    return getattr(base, "compute_dtype", None) or base.weight.dtype
+    dtype: torch.dtype = getattr(base, "compute_dtype", None) or base.weight.dtype
+    return dtype if dtype.is_floating_point else x.dtype
 
 
 def _join(parameters: Sequence[Tensor], dtype: torch.dtype) -> Tensor:

@@ -51,8 +51,16 @@ def dense_weights(model: Any) -> Iterator[None]:
 
 
 def dense_weight(layer: Any, dtype: torch.dtype) -> Tensor:
-    """A frozen linear layer's weight (out, in): of 4 bits, what bitsandbytes multiplies by."""
+    """A frozen linear layer's weight (out, in): where quantised, what bitsandbytes multiplies by.
+
+    Of int8 that is what it multiplies by when it trains on a CPU.
+    """
     weight: Any = layer.weight
+    if type(layer).__name__ == "Linear8bitLt":
+        scales = getattr(weight, "SCB", None)
+        if scales is None:  # the layer took them along when it was first asked
+            scales = layer.state.SCB
+        return weight.detach().to(dtype).mul_(scales[:, None] * (1 / 127))  # type: ignore[no-any-return]
     # A weight that was gathered from shares has none, its layer does.
     state = getattr(weight, "quant_state", None) or getattr(layer, "quant_state", None)
     if state is not None:

@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from dollyllama.fast import projections
+from dollyllama.fast import attach, projections
 from dollyllama.model import attention
 from dollyllama.training.heap import Heap
 
@@ -123,6 +123,7 @@ def as_on_a_gpu(*, autocast: bool) -> Iterator[None]:
     torch.set_autocast_enabled("cuda", autocast)  # PEFT asks for this one alone
     try:
         with (
+            mock.patch.object(attach, "trains_by_dense", return_value=False),
             mock.patch.object(projections, "products_in", lambda dtype, device: dtype),
             mock.patch.object(projections, "draw_dropped", _drop_by_mask),
             mock.patch.object(attention, "attend", _attend_in_half),

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from bitsandbytes.nn import Linear4bit
+from bitsandbytes.nn import Linear4bit, Linear8bitLt
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import (
@@ -24,6 +24,7 @@ from transformers import (
 from dollyllama.config import Upcast
 from dollyllama.fast import attach
 from dollyllama.fast.attach import fast_path, left_out
+from dollyllama.model.dense import dense_weight
 from dollyllama.model.precision import upcast
 from tests.model.build import load, make_tokenizer, some_ids, write_model
 
@@ -144,7 +145,7 @@ def test_what_is_no_plain_lora_is_left_out_and_named() -> None:
     assert_same(make(use_dora=True))
 
 
-@pytest.mark.parametrize("method", ["nf4", "fp4", "none"])
+@pytest.mark.parametrize("method", ["nf4", "fp4", "int8", "none"])
 @pytest.mark.parametrize("what", [Upcast.norms, Upcast.none, Upcast.all])
 def test_quantised_bases_get_the_same_step_in_any_precision(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, what: Upcast
@@ -185,9 +186,27 @@ def test_products_in_float32_are_nearer_to_the_truth(
     assert distance(wide) < distance(theirs)
 
 
-def test_int8_is_left_to_bitsandbytes(tmp_path: Path) -> None:
+def test_int8_is_left_to_bitsandbytes_where_it_rounds_what_comes_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = adapt(load(write_model(tmp_path), make_tokenizer(), "int8"), targets=["q_proj"])
+    assert left_out(model) == []
+    monkeypatch.setattr(attach, "trains_by_dense", lambda device: False)
     assert left_out(model) == ["LoRA on Linear8bitLt"]
+
+
+def test_int8_trains_by_what_bitsandbytes_multiplies_by(tmp_path: Path) -> None:
+    """Before and after the layer's first pass, which moves its scales."""
+    (layer, *_) = (
+        each
+        for each in load(write_model(tmp_path), make_tokenizer(), "int8").modules()
+        if type(each) is Linear8bitLt
+    )
+    x = torch.eye(layer.in_features)
+    before = dense_weight(layer, torch.float32)
+    theirs = layer.train()(x).t()
+    assert torch.equal(before, theirs)
+    assert torch.equal(dense_weight(layer, torch.float32), theirs)
 
 
 class Masked(nn.Module):
