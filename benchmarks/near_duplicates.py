@@ -1,6 +1,7 @@
 """How many edited copies of real rows are found, what is joined wrongly, in what time and memory.
 
     python -m benchmarks.near_duplicates DATA_FOLDER [--copies 2000] [--seed 11] [--show 100]
+    python -m benchmarks.near_duplicates DATA_FOLDER --embedder MODEL_FOLDER [--similarity 0.95]
     python -m benchmarks.near_duplicates DATA_FOLDER --rows 10000000
 
 DATA_FOLDER holds the recipe's four data sets and the benchmarks as gzip JSON Lines with upstream's
@@ -8,6 +9,9 @@ columns: see FILES and TESTS. Copies of random rows are edited in one of the way
 15 % of their words (a frame apart, which is no content), and lie among the real rows as a source of
 their own. A planted row that is joined to a real one is joined rightly when that is its origin or
 in the origin's cluster. The thresholds were chosen with seeds 0 and 3.
+
+With ``--embedder`` what ``data.deduplicate=semantic`` finds stands beside it, and the pairs shown
+are those that only the embedder finds.
 
 With ``--rows`` the stage runs by itself in a process of its own, over made-up shingles in a file.
 """
@@ -42,6 +46,7 @@ from dollyllama.data.formats import FORMATS
 from dollyllama.data.near import (
     Content,
     Copies,
+    Floats,
     Indices,
     Shingles,
     cluster_of,
@@ -52,6 +57,7 @@ from dollyllama.data.near import (
     shingle_weights,
     split_words,
 )
+from dollyllama.data.semantic import find_semantic_copies
 
 FILES = {
     "sql": ("sql_create_context.jsonl.gz", RowFormat.sql_create_context),
@@ -330,11 +336,47 @@ def ours(real: Sequence[Origin], planted: Sequence[Planted]) -> tuple[Joined, Co
     for first, second in copies.pairs[~within].tolist():
         if first < len(real):
             found[second - len(real)].add(first)
+    right = _members(clusters, clusters[[row.origin for row in planted]])
+    return Joined(found, right, seconds), among_real
+
+
+def semantic(
+    real: Sequence[Origin],
+    planted: Sequence[Planted],
+    near: Joined,
+    near_real: Copies,
+    embedder: Path,
+    similarity: float,
+) -> tuple[Joined, Indices]:
+    """Join by ``near`` and what an embedder finds besides, cluster by cluster as ``prepare`` does.
+
+    Also the pairs of real rows, (pairs, 2), that only the embedder finds.
+    """
+    contents = [row.content for row in real] + [row.content for row in planted]
+    start = time.process_time()
+    more = find_semantic_copies(contents, embedder, similarity)
+    seconds = near.seconds + time.process_time() - start
+    found = [(row, len(real) + place) for place, rows in enumerate(near.found) for row in rows]
+    near_pairs = np.concatenate([near_real.pairs, np.array(found, np.int64).reshape(-1, 2)])
+    among_real = more[more[:, 1] < len(real)]
+    all_rows = cluster_of(np.concatenate([near_pairs, more]), len(contents))
+    real_rows = cluster_of(np.concatenate([near_real.pairs, among_real]), len(real))
+    joined = Joined(
+        _members(all_rows[: len(real)], all_rows[len(real) :]),
+        _members(real_rows, real_rows[[row.origin for row in planted]]),
+        seconds,
+    )
+    near_clusters = cluster_of(near_real.pairs, len(real))
+    new = near_clusters[among_real[:, 0]] != near_clusters[among_real[:, 1]]
+    return joined, among_real[new]
+
+
+def _members(clusters: Indices, asked: Indices) -> list[set[int]]:
+    """The rows of each cluster asked for; clusters: of each row."""
     members: dict[int, set[int]] = {}
     for row, cluster in enumerate(clusters.tolist()):
         members.setdefault(cluster, set()).add(row)
-    right = [members[int(clusters[row.origin])] for row in planted]
-    return Joined(found, right, seconds), among_real
+    return [members.get(cluster, set()) for cluster in asked.tolist()]
 
 
 def datasketch(real: Sequence[Origin], planted: Sequence[Planted]) -> Joined:
@@ -384,12 +426,16 @@ def recall_table(planted: Sequence[Planted], joins: dict[str, Joined]) -> str:
     return markdown_table(head, [*rows, row("all", range(len(planted)))])
 
 
-def show_pairs(real: Sequence[Origin], copies: Copies, count: int, seed: int) -> None:
-    """Print a sample of the pairs of real rows, the least similar first."""
-    chosen = np.random.default_rng(seed).permutation(len(copies.pairs))[:count]
-    for place in chosen[np.argsort(copies.similarity[chosen], kind="stable")]:
-        print(f"\n{copies.similarity[place]:.2f}")
-        for row in copies.pairs[place]:
+def show_pairs(
+    real: Sequence[Origin], pairs: Indices, similarity: Floats | None, count: int, seed: int
+) -> None:
+    """Print a sample of the pairs of real rows, the least similar first where that is known."""
+    chosen = np.random.default_rng(seed).permutation(len(pairs))[:count]
+    if similarity is not None:
+        chosen = chosen[np.argsort(similarity[chosen], kind="stable")]
+    for place in chosen:
+        print("" if similarity is None else f"\n{similarity[place]:.2f}")
+        for row in pairs[place]:
             question, _, answer = (text.replace("\n", " ")[:200] for text in real[row].content)
             print(f"  {real[row].source} {row}: {question} -> {answer}")
 
@@ -491,6 +537,8 @@ def main() -> None:
     parser.add_argument("--copies", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=11)
     parser.add_argument("--show", type=int, default=0, help="pairs of real rows to print")
+    parser.add_argument("--embedder", type=Path, help="a Model2Vec model's folder")
+    parser.add_argument("--similarity", type=float, default=0.95, help="from which rows are copies")
     parser.add_argument("--rows", type=int, help="only measure the stage on so many made-up rows")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
@@ -503,7 +551,12 @@ def main() -> None:
         print(f"{len(real)} real rows, {len(planted)} planted copies, seed {given.seed}\n")
         own, copies = ours(real, planted)
         theirs = datasketch(real, planted)
-        print(recall_table(planted, {"ours": own, "datasketch": theirs}))
+        joins = {"ours": own, "datasketch": theirs}
+        if given.embedder:
+            joins["semantic"], unseen = semantic(
+                real, planted, own, copies, given.embedder, given.similarity
+            )
+        print(recall_table(planted, joins))
         print(
             f"\nprocessor time, shingles included: ours {own.seconds:.1f} s, datasketch "
             f"{theirs.seconds:.1f} s, ratio {theirs.seconds / own.seconds:.1f}"
@@ -511,6 +564,14 @@ def main() -> None:
         clusters = cluster_of(copies.pairs, len(real))
         dropped = Counter(row.source for place, row in enumerate(real) if clusters[place] != place)
         print(f"real rows in clusters beyond the first, by source: {dict(sorted(dropped.items()))}")
+        if given.embedder:
+            apart = Counter(real[row].source for row in unseen[:, 1])
+            print(
+                f"with the embedder {joins['semantic'].seconds:.1f} s, and real rows that it finds "
+                f"besides: {dict(sorted(apart.items()))}"
+            )
+            show_pairs(real, unseen, None, given.show, given.seed)
+            return
         print(f"\n{contamination_table(given.folder, real)}\n")
         flat, offsets = shingle_all([row.content for row in real])
         places = np.arange(RECIPE) % len(real)
@@ -519,7 +580,7 @@ def main() -> None:
         taken = np.arange(ends[-1]) + np.repeat(starts - ends[:-1], sizes)
         flat[taken].tofile(values)
         measure_apart(values, ends)
-        show_pairs(real, copies, given.show, given.seed)
+        show_pairs(real, copies.pairs, copies.similarity, given.show, given.seed)
 
 
 if __name__ == "__main__":

@@ -77,7 +77,7 @@ def find_semantic_copies(contents: Sequence[Content], embedder: Path, similarity
     from semhash import SemHash
 
     try:
-        model = StaticModel.from_pretrained(embedder, max_length=None)  # or it reads beginnings
+        model = StaticModel.from_pretrained(embedder)
     except Exception as error:  # tokenizers raise no class of their own
         raise ValueError(
             f"data.embedder: the model in {embedder} cannot be read ({root_line(error)}): copy the "
@@ -88,7 +88,10 @@ def find_semantic_copies(contents: Sequence[Content], embedder: Path, similarity
         "answer": [answer for _, _, answer in contents],
     }
     vectors = [
-        _unit(model.encode(texts, use_multiprocessing=False)) if texts else np.empty((0, 1))
+        # Without a length it reads beginnings alone.
+        _unit(model.encode(texts, max_length=None, use_multiprocessing=False))
+        if texts
+        else np.empty((0, 1))
         for texts in columns.values()
     ]
     known = np.flatnonzero(np.logical_and.reduce([each.any(1) for each in vectors]))

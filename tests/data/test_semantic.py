@@ -72,12 +72,13 @@ def test_what_the_embedder_does_not_know_makes_no_copies(embedder: Path) -> None
     assert find_semantic_copies(contents, embedder, 0.5).tolist() == []
 
 
-def test_texts_are_read_to_their_end(embedder: Path) -> None:
+def test_texts_are_read_to_their_end(embedder: Path, caplog: pytest.LogCaptureFixture) -> None:
     same = " ".join(["to the shop and"] * 400)
     asked = ("How do I buy a car", "")
     contents = [(*asked, f"{same} {' '.join([end] * 2000)}") for end in ("pay", "ask")]
     assert find_semantic_copies(contents, embedder, 0.9).tolist() == []
     assert find_semantic_copies([(*asked, same)] * 2, embedder, 0.9).tolist() == [[0, 1]]
+    assert not caplog.records  # model2vec says so when it is told another length than its own
 
 
 def test_of_rows_that_say_the_same_one_stays(
