@@ -117,6 +117,7 @@ class Head:
     def start(self) -> None:
         program = Path(sys.executable).with_name("ray")
         flags = (f"--port={self._port}", f"--temp-dir={self._folder}", "--num-cpus=2")
+        flags += ("--num-gpus=1",)  # Ray counts it; nobody looks whether it is there
         command = [program, "start", "--head", *flags, "--include-dashboard=false"]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
@@ -172,6 +173,22 @@ def test_ray_loses_a_worker_the_launching_process_and_the_head(
 
     assert study.start().wait() == 0, study.told()
     study.check(whole, done)
+
+
+@pytest.mark.parametrize(("share", "at_once"), [("0.5", 2), ("1", 1)])
+def test_ray_runs_as_many_cells_as_have_room_on_a_gpu(
+    head: Head, tmp_path: Path, share: str, at_once: int
+) -> None:
+    launcher = ("hydra/launcher=ray_cluster", f"hydra.launcher.ray.init.address={head.address}")
+    study = Study(tmp_path, *launcher, f"+hydra.launcher.ray.remote.num_gpus={share}", "device=cpu")
+    process = study.start()
+    most = 0
+    while process.poll() is None:
+        most = max(most, len(head.workers()))
+        time.sleep(0.1)
+    assert process.wait() == 0, study.told()
+    assert len(study.finished()) == CELLS
+    assert most == at_once
 
 
 # --- submitit -------------------------------------------------------------------------------------
