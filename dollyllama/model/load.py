@@ -28,6 +28,9 @@ PAD_TOKEN = "[PAD]"
 #: How bases are quantised that are kept.
 _KEPT = (QuantizationMethod.nf4, QuantizationMethod.fp4)
 
+#: Files of which a tokenizer has at least one.
+_VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+
 #: Names under which vocabularies keep a token for padding, though the tokenizer's files forget it.
 _PAD_NAMES = (PAD_TOKEN, "<pad>", "<|pad|>", "<|finetune_right_pad_id|>")
 
@@ -236,6 +239,12 @@ def _from_pretrained(auto: Any, what: str, path: str, revision: str | None, **se
             raise
         if settings.get("use_safetensors") and local is None:
             _refuse_pickled(path, revision, local_files_only=not answers)
+        lacks = local is not None and not any((local / name).is_file() for name in _VOCABULARIES)
+        if what == "tokenizer" and lacks:
+            raise ValueError(
+                f"{where}: {local} has no tokenizer ({', '.join(_VOCABULARIES)}): copy the model's "
+                f"into it"
+            ) from error
         if local is not None:
             why = f"the {what} in {local} cannot be read ({_sentence(error)})"
             raise ValueError(f"{where}: {why}: copy the folder again") from error

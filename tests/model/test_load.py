@@ -316,6 +316,9 @@ def test_a_folder_that_is_not_there_is_refused(tokenizer: Any, tmp_path: Path) -
 
 def test_a_folder_without_a_tokenizer_is_refused(untied: Path, tmp_path: Path) -> None:
     shutil.copy(untied / "config.json", tmp_path)
+    with pytest.raises(ValueError, match=r"has no tokenizer \(tokenizer\.json, .*\): copy"):
+        load_tokenizer(str(tmp_path), None)
+    (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(ValueError, match=r"the tokenizer in .* cannot be read") as refused:
         load_tokenizer(str(tmp_path), None)
     assert "\n" not in str(refused.value)
