@@ -418,9 +418,9 @@ def _check_columns(key: str, source: Source) -> None:
 class Data:
     """A mix: its sources and how they become rows.
 
-    decontaminate: whether training rows leave that give a held-out question away, or one of the
-    benchmarks', which are read for their questions alone. embedder, similarity: a Model2Vec model,
-    and from which likeness on rows are copies, with ``deduplicate=semantic``.
+    decontaminate: whether training rows leave that give a held-out question away, or a question or
+    answer of the benchmarks, which are read for nothing else. embedder, similarity: a Model2Vec
+    model, and from which likeness on rows are copies, with ``deduplicate=semantic``.
     """
 
     sources: dict[str, Source]

@@ -1,17 +1,18 @@
 """Contamination: training rows that give away a question the model is tested with.
 
 A training row is found when its question is a near copy of a test's, or when it has a long run of
-a test's words anywhere. Answers of tests are not looked for: programs and queries for different
-questions share long runs. A test is a held-out row or a question of a benchmark; each user turn of
-a conversation is a test by itself.
+a test's words anywhere. Of a test's answer it must have half of the runs: programs and queries for
+different questions share some. A test is a held-out row, without its answer, or a row of a
+benchmark; each user turn of a conversation is a test by itself.
 
 Legend: V shingles or words laid end to end, G runs of 13 words, W their word pairs, H runs found
-in rows, R rows, T tests, P pairs of a row and a test.
+in rows, R rows, T tests, S their sides (what is asked, and the answer), P pairs of a row and a test
+or side.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 from enum import StrEnum
@@ -72,6 +73,7 @@ Read = Callable[[Indices], Sequence[Content]]
 class Kind(StrEnum):
     near_copy = "near copy"
     n_gram = "n-gram"
+    answer = "answer"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +81,7 @@ class Match:
     """A training row and the test that it gives away.
 
     row, test: their numbers. found: of a near copy the similarity of the questions, else the
-    longest run of words that both have.
+    longest run of words that both have, of an answer with the test's answer.
     """
 
     row: int
@@ -98,25 +100,21 @@ def find_contamination(
 ) -> list[Match]:
     """Find the training rows that give a test away, each once, sorted by row.
 
-    tests: as of ``near.content``; the answers do not matter. training: numbers of the training
-    rows, ascending. values_V, offsets, weights: as of ``near``, over all rows.
+    tests: as of ``near.content``; an empty answer is not looked for. training: numbers of the
+    training rows, ascending. values_V, offsets, weights: as of ``near``, over all rows.
     """
     is_training_R = np.zeros(len(offsets) - 1, np.bool_)
     is_training_R[training] = True
     found: list[Match] = []
-    for start, asked in _some_tests(tests, _QUESTIONS_AT_ONCE):
+    for start in range(0, len(tests), _QUESTIONS_AT_ONCE):
+        some = tests[start : start + _QUESTIONS_AT_ONCE]
+        asked = [(question, given, "") for question, given, _ in some]
         near = _near_questions(asked, is_training_R, values_V, offsets, weights)
         is_training_R[[match.row for match in near]] = False
         found += [replace(match, test=start + match.test) for match in near]
     if len(tests):
         found += _shared_runs(tests, is_training_R, read, values_V, offsets, weights)
     return sorted(found, key=lambda match: match.row)
-
-
-def _some_tests(tests: Sequence[Content], size: int) -> Iterator[tuple[int, list[Content]]]:
-    """Yield so many tests at a time without their answers, and the first one's number."""
-    for start in range(0, len(tests), size):
-        yield start, [(asked, given, "") for asked, given, _ in tests[start : start + size]]
 
 
 # --- near copies ---------------------------------------------------------------------------------
@@ -181,13 +179,14 @@ def _runs_of(
 ) -> tuple[Keys, Indices, Shingles]:
     """Find every run of 13 words that tells a test from others.
 
-    Return their hashes, distinct and sorted, the first test that has each, and word pairs of which
-    a row with any run has one.
+    Return their hashes, distinct and sorted, the first side of a test that has each (twice its
+    number, and one more for the answer), and word pairs of which a row with any run has one.
     """
     counts = _count(values_V, offsets)
     hashes, numbers, pairs = [], [], []
-    for start, asked in _some_tests(tests, _TESTS_AT_ONCE):
-        words_V, text_V = hash_words(text for fields in asked for text in fields)
+    for start in range(0, len(tests), _TESTS_AT_ONCE):
+        some = tests[start : start + _TESTS_AT_ONCE]
+        words_V, text_V = hash_words(text for fields in some for text in fields)
         runs_G, start_G = hash_runs(words_V, text_V)
         pairs_GW = hash_pairs(words_V)[start_G[:, None] + np.arange(RUN_WORDS - 1)]
         tells = weights[bucket(pairs_GW)].sum(1) >= _LIGHTEST_RUN
@@ -195,10 +194,11 @@ def _runs_of(
         pairs.append(distinct(np.take_along_axis(pairs_GW, rarest_G[:, None], axis=1)[tells, 0]))
         runs_G, first_G = np.unique(runs_G[tells], return_index=True)
         hashes.append(runs_G)
-        numbers.append((start + text_V[start_G[tells][first_G]] // FIELDS).astype(np.int32))
+        test_G, field_G = np.divmod(text_V[start_G[tells][first_G]], FIELDS)
+        numbers.append((2 * (start + test_G) + (field_G == FIELDS - 1)).astype(np.int32))
     hash_G, first_G = np.unique(np.concatenate(hashes), return_index=True)
-    test_G = np.concatenate(numbers)[first_G].astype(np.int64)
-    return hash_G, test_G, distinct(np.concatenate(pairs))
+    side_G = np.concatenate(numbers)[first_G].astype(np.int64)
+    return hash_G, side_G, distinct(np.concatenate(pairs))
 
 
 def _shared_runs(
@@ -213,10 +213,10 @@ def _shared_runs(
 
     Each row's text is read once at most, and only where it has the rarest word pair of a run.
     """
-    runs_G, test_G, rare = _runs_of(tests, values_V, offsets, weights)
+    runs_G, side_G, rare = _runs_of(tests, values_V, offsets, weights)
     rows = np.flatnonzero(is_training_R & _have_any(rare, values_V, offsets))
-    runs_T = np.bincount(test_G, minlength=len(tests))
-    seen_G = np.zeros(len(runs_G), np.int64)
+    runs_S = np.bincount(side_G, minlength=2 * len(tests))
+    is_asked_G, seen_G = side_G % 2 == 0, np.zeros(len(runs_G), np.int64)
     hit_rows, hit_runs = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     hit_most = [np.empty(0, np.bool_)]
     some_rows = [rows[at : at + _ROWS_AT_ONCE] for at in range(0, len(rows), _ROWS_AT_ONCE)]
@@ -232,23 +232,26 @@ def _shared_runs(
         row, run = np.divmod(found, 1 << 32)
         np.add.at(seen_G, run, 1)
         _, pair, shared = np.unique(
-            row << 32 | test_G[run], return_inverse=True, return_counts=True
+            row << 32 | side_G[run], return_inverse=True, return_counts=True
         )
-        most = shared[pair] >= _MOST * runs_T[test_G[run]]
+        most = shared[pair] >= _MOST * runs_S[side_G[run]]
         # Those of a template are dropped on the way, so that they take no room.
-        kept = most | (seen_G[run] <= _FREQUENT)
+        kept = most | is_asked_G[run] & (seen_G[run] <= _FREQUENT)
         hit_rows.append(some[row[kept]])
         hit_runs.append(run[kept])
         hit_most.append(most[kept])
     row_H, run_H = np.concatenate(hit_rows), np.concatenate(hit_runs)
-    kept = np.concatenate(hit_most) | (seen_G[run_H] <= _FREQUENT)
-    pairs, shared_P = np.unique(row_H[kept] << 32 | test_G[run_H[kept]], return_counts=True)
-    row_P, test_P = np.divmod(pairs, 1 << 32)
-    best = _best(row_P, test_P, shared_P)
-    return [
-        Match(int(row), int(test), Kind.n_gram, longest_run(own, (*tests[test][:2], "")))
-        for row, test, own in zip(row_P[best], test_P[best], read(row_P[best]), strict=True)
-    ]
+    kept = np.concatenate(hit_most) | is_asked_G[run_H] & (seen_G[run_H] <= _FREQUENT)
+    pairs, shared_P = np.unique(row_H[kept] << 32 | side_G[run_H[kept]], return_counts=True)
+    row_P, side_P = np.divmod(pairs, 1 << 32)
+    best = _best(row_P, side_P, shared_P)
+    matches = []
+    for row, side, own in zip(row_P[best], side_P[best], read(row_P[best]), strict=True):
+        test, is_answer = divmod(int(side), 2)
+        *asked, answer = tests[test]
+        run_of = longest_run(own, [answer] if is_answer else asked)
+        matches.append(Match(int(row), test, Kind.answer if is_answer else Kind.n_gram, run_of))
+    return matches
 
 
 def hash_runs(words_V: Shingles, text_V: Indices) -> tuple[Keys, Indices]:
@@ -302,8 +305,8 @@ def _find(values: npt.NDArray[Number], known: npt.NDArray[Number]) -> tuple[Indi
     return at, place[at]
 
 
-def longest_run(content: Content, test: Content) -> str:
-    """Return the longest run of words, case and punctuation aside, that both have in a field."""
+def longest_run(content: Sequence[str], test: Sequence[str]) -> str:
+    """Return the longest run of words, case and punctuation aside, that both have in a text."""
     longest: list[str] = []
     for own in map(split_words, content):
         for other in map(split_words, test):
@@ -312,7 +315,7 @@ def longest_run(content: Content, test: Content) -> str:
     return " ".join(longest)
 
 
-def _best(row_P: Indices, test_P: Indices, score_P: npt.NDArray[Any]) -> Indices:
+def _best(row_P: Indices, other_P: Indices, score_P: npt.NDArray[Any]) -> Indices:
     """Return the places of the pair with the highest score of each row, of equal ones the first."""
-    order = np.lexsort((test_P, -score_P, row_P))
+    order = np.lexsort((other_P, -score_P, row_P))
     return order[np.diff(row_P[order], prepend=-1) > 0]

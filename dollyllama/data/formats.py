@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import shlex
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from itertools import cycle
+from itertools import chain, cycle, islice, zip_longest
 from typing import Any
 
 from dollyllama.config import RowFormat, Source
@@ -87,9 +88,13 @@ def read_gsm8k(row: Row) -> Fields:
     Cobbe et al. 2021, arXiv:2110.14168. Words teach the model a final answer in a form that
     people write as well.
     """
-    answer = re.sub(r"<<[^<>]*>>", "", row["answer"])
-    answer = re.sub(r"\n?####\s*(\S.*?)\s*$", r"\nThe answer is \1.", answer)
+    answer = re.sub(r"\n?####\s*(\S.*?)\s*$", r"\nThe answer is \1.", without_notes(row["answer"]))
     return Fields(row["question"], answer.lstrip("\n"))
+
+
+def without_notes(answer: str) -> str:
+    """Leave out a calculator's notes, as ``<<48/2=24>>``: they repeat what stands beside them."""
+    return re.sub(r'<<[^<>\n"]*=[^<>\n"]*>>', "", answer) if "<<" in answer else answer
 
 
 def read_self_instruct_starcoder(row: Row) -> Fields:
@@ -163,14 +168,17 @@ def read_humaneval(row: Row) -> Fields:
 def read_turns(row: Row) -> Fields:
     """turns: what a user says one after the other, without answers, as FastChat's benchmarks have.
 
-    The last turn is the instruction; ``reference``'s last text, where there is one, the response.
+    The last turn is the instruction; ``reference``'s texts, where there are any, the responses.
     """
     turns = [turn for turn in row["turns"] if isinstance(turn, str)]
     if not turns:
         raise ValueError("turns holds no text")
-    reference = row.get("reference") or [""]
-    history = tuple(("user", turn) for turn in turns[:-1])
-    return Fields(turns[-1], str(reference[-1]), history=history)
+    reference = [str(text) for text in row.get("reference") or []]
+    response = reference[len(turns) - 1] if len(reference) >= len(turns) else ""
+    before = zip_longest(turns[:-1], reference[: len(turns) - 1])
+    spoken = chain.from_iterable((("user", turn), ("assistant", text)) for turn, text in before)
+    history = tuple((role, text) for role, text in spoken if text)
+    return Fields(turns[-1], response, history=history)
 
 
 def read_columns(row: Row) -> Fields:
@@ -280,11 +288,55 @@ def check_columns(rows: Sequence[Row], *, name: str, location: str, source: Sour
     if fitting:
         hint = f"data.sources.{name}.format={' or '.join(fitting)} would fit"
     else:
+        _refuse_one_object(rows, name=name, location=location)
         hint = "source=columns takes columns of any name"
     raise ValueError(
         f"data.sources.{name}.format={source.format} does not fit {location}: {problem}, "
-        f"and the columns are {', '.join(sorted(found))}; {hint}"
+        f"and the columns are {_some_of(sorted(found))}; {hint}"
     )
+
+
+#: How many columns, and how many characters of a name, an error shows.
+_SHOWN_COLUMNS, _SHOWN_NAME = 20, 60
+
+
+def _some_of(names: Collection[str]) -> str:
+    """The first names, and how many more there are."""
+    shown = [
+        name if len(name) <= _SHOWN_NAME else f"{name[:_SHOWN_NAME]}…"
+        for name in islice(names, _SHOWN_COLUMNS)
+    ]
+    more = len(names) - len(shown)
+    return ", ".join(shown) + (f" and {more} more" if more else "")
+
+
+def one_object(lists: Sequence[str]) -> str:
+    """What is wrong with a file that is one object; ``lists`` are its keys with lists of rows."""
+    problem = "is one object, not rows (a JSON list, or an object a line)"
+    if not lists:
+        return f"{problem}: write each row in one line of a .jsonl file"
+    key = lists[0]
+    plain = re.fullmatch(r"[A-Za-z_]\w*", key, re.ASCII)
+    path = f".{key}[]" if plain else f".[{json.dumps(key)}][]"
+    hold = "holds a list" if len(lists) == 1 else "hold lists"
+    return (
+        f"{problem}, and {_some_of(lists)} {hold} of objects: write "
+        f"{'it' if len(lists) == 1 else 'one'} by itself, e.g. "
+        f"jq -c {shlex.quote(path)} FILE > NEW.jsonl"
+    )
+
+
+def _refuse_one_object(rows: Sequence[Row], *, name: str, location: str) -> None:
+    """ValueError when the only row of a JSON file holds lists of objects, which may be the rows."""
+    if len(rows) != 1 or not location.endswith((".json", ".json.gz", ".jsonl", ".jsonl.gz")):
+        return
+    lists = [
+        key
+        for key, value in rows[0].items()
+        if isinstance(value, list) and any(isinstance(each, Mapping) for each in value)
+    ]
+    if lists:
+        raise ValueError(f"data.sources.{name}: {location} {one_object(lists)}")
 
 
 def _check_named(
@@ -294,11 +346,12 @@ def _check_named(
     for ours, path in columns.items():
         if path in found:
             continue
+        _refuse_one_object(rows, name=name, location=location)
         near = get_close_matches(path, found, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}? " if near else ""
         raise ValueError(
             f"data.sources.{name}.columns.{ours}={path} is no column of {location}: {hint}"
-            f"There are {', '.join(found)}"
+            f"There are {_some_of(found)}"
         )
 
 

@@ -112,10 +112,14 @@ def read_questions(job: Job) -> list[tuple[str, Content]]:
 
 
 def questions_of(example: Example) -> list[Content]:
-    """What an example asks, turn by turn, in ``near.content``'s shape."""
-    last = content(replace(example, history=()))
-    before = [(text, "", "") for role, text in example.history if role == "user"]
-    return [*before, last]
+    """What an example asks and how it is answered, turn by turn, in ``near.content``'s shape."""
+    turns: list[Content] = []
+    for role, text in example.history:
+        if role == "user":
+            turns.append((text, "", ""))
+        elif role == "assistant" and turns:
+            turns[-1] = (turns[-1][0], "", text)
+    return [*turns, content(replace(example, history=()))]
 
 
 # --- one part -----------------------------------------------------------------------------------

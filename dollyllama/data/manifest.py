@@ -32,8 +32,8 @@ class Late:
 class Found:
     """A training row that gives a test away. place: in the corpus. test: its name and row.
 
-    question: what the test asks. kind: near copy or n-gram. found: the similarity, or the words
-    that both have.
+    question: what the test asks. kind: near copy, n-gram or answer. found: the similarity, or the
+    words that both have.
     """
 
     place: int

@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from dollyllama.data.cores import on_all_cores
 from dollyllama.data.example import Example
-from dollyllama.data.formats import sql_instruction
+from dollyllama.data.formats import sql_instruction, without_notes
 from dollyllama.data.split import components
 
 Shingles = npt.NDArray[np.uint32]
@@ -94,13 +94,14 @@ def content(example: Example) -> Content:
     """Say what makes a row itself: the question, the input it is about, the answer.
 
     A context that the instruction quotes (SQL: the schema) is left out: many questions share it.
+    So are a calculator's notes.
     """
     asked = example.instruction
     if example.context:
         _, _, schema = sql_instruction("?", example.context).partition("?")
         asked = asked.removesuffix(schema).replace(example.context, " ")
     question = "\n".join([*(said for _, said in example.history), asked])
-    return question, example.input, example.response
+    return question, example.input, without_notes(example.response)
 
 
 def split_words(text: str) -> list[str]:

@@ -330,11 +330,11 @@ def _contaminated(
     offsets: Places,
     weights: npt.NDArray[np.float32],
 ) -> list[Found]:
-    """The training rows that give a question away. tests: the benchmarks', by name."""
+    """The training rows that give a test away. tests: the benchmarks', by name."""
     tests = tests + [
-        (f"held-out {example.source} row {example.row}", question)
+        (f"held-out {example.source} row {example.row}", (question, given, ""))
         for example in map(corpus.example, evaluated.tolist())
-        for question in questions_of(example)
+        for question, given, _ in questions_of(example)
     ]
     matches = find_contamination(
         [question for _, question in tests],

@@ -78,10 +78,25 @@ def test_a_run_is_of_one_text() -> None:
     assert search([(" ".join(told), "", "")], rows)[0] == []
 
 
-def test_answers_of_tests_are_not_looked_for() -> None:
+def test_of_an_answer_half_is_looked_for() -> None:
+    rng = random.Random(11)
+    told = sentence(rng, 112).split()  # 100 runs
     rows = make_rows(200)
-    tests = [("a question of its own", "", answer) for _, _, answer in rows[:20]]
-    assert search(tests, rows)[0] == []
+    for row, words in ((3, 112), (4, 62), (5, 61)):
+        rows[row] = ("a question", "", f"{' '.join(told[-words:])} {sentence(rng, 20)}")
+    found, _ = search([("a question of its own", "", " ".join(told))], rows)
+    assert found == [
+        Match(row, 0, Kind.answer, " ".join(told[-words:])) for row, words in ((3, 112), (4, 62))
+    ]
+    assert search([("a question of its own", "", "")], rows)[0] == []
+
+
+def test_what_an_answer_repeats_of_its_question_is_the_question_s() -> None:
+    rng = random.Random(12)
+    asked, solved, rows = sentence(rng, 200), sentence(rng, 40), make_rows(200)
+    rows[3] = ("a question", "", f"{sentence(rng, 5)} {solved}")
+    found, _ = search([(asked, "", ""), ("", "", f"{asked} {solved}")], rows)
+    assert found == [Match(3, 1, Kind.answer, solved)]
 
 
 @pytest.mark.parametrize(("rows_with_it", "matches"), [(10, 10), (11, 0)])

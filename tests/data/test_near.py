@@ -103,6 +103,13 @@ def test_the_schema_is_no_content_but_the_question_is() -> None:
     assert (given, answer) == ("", "SELECT age FROM head")
 
 
+def test_a_calculator_s_notes_are_no_content() -> None:
+    noted = "She sells 48/2 = <<48/2=24>>24 clips.\n#### 24"
+    assert content(make_example("How many?", noted))[2] == "She sells 48/2 = 24 clips.\n#### 24"
+    shifts = "std::cout << a; b >>= 2;"
+    assert content(make_example("Shift it.", shifts))[2] == shifts
+
+
 def test_history_and_input_are_content() -> None:
     example = make_example("And now?", "Yes.", input="a list", history=(("user", "Hello."),))
     assert content(example) == ("Hello.\nAnd now?", "a list", "Yes.")

@@ -472,14 +472,22 @@ POEM = (
     "beside a heap of wet nets"
 )
 
+ANSWERS = (
+    "most of the larger ones are built of steel now and burn oil in place of the coal of old",
+    "and then a boy came running down the quay with a letter for the eldest of them in his hand",
+)
+
 
 def with_benchmark(write_rows: WriteRows, **changes: Any) -> Data:
     rows = [
         *numbered_rows(300),
         {"prompt": f"Repeat this line: {POEM}.", "response": "Very well."},
         {"prompt": "Name a harbour.", "response": f"In the story {POEM}, as I remember."},
+        {"prompt": "What do you know of the ships?", "response": f"I know that {ANSWERS[0]}."},
+        {"prompt": "And what else of the boy?", "response": f"This: {ANSWERS[1]}!"},
     ]
-    test = [{"turns": ["Tell me of ships.", f"Now continue: {POEM}!"]}]
+    turns = ["Tell me of ships.", f"Now continue: {POEM}!"]
+    test = [{"turns": turns, "reference": list(ANSWERS)}]
     return make_data(
         {"a": make_source(write_rows(rows, "a.jsonl"))},
         benchmarks={"bench": make_source(write_rows(test, "bench.jsonl"), format=RowFormat.turns)},
@@ -495,10 +503,12 @@ def test_rows_that_give_a_benchmark_away_leave_the_training_side(
     by_row = {each["row"]["row"]: each for each in found if each["test"] == "bench row 0"}
     trained = {each.example.row for each in prepared.train}
     held_out = {each.example.row for each in prepared.held_out}
-    assert by_row.keys() | held_out >= {300, 301}
-    assert by_row
-    assert not trained & {300, 301}
-    assert all(POEM in each["question"] for each in by_row.values())
+    assert by_row.keys() | held_out >= {300, 301, 302, 303}
+    assert by_row.keys() & {300, 301}
+    assert by_row.keys() & {302, 303}
+    assert not trained & {300, 301, 302, 303}
+    assert all(POEM in by_row[row]["question"] for row in by_row.keys() - {302})
+    assert all(by_row[row]["found"] == ANSWERS[row - 302] for row in by_row.keys() & {302, 303})
     rejected = [each for each in prepared.rejected() if each.reason == "contaminated"]
     assert by_row.keys() <= {each.row for each in rejected}
     assert prepared.manifest["sources"]["a"]["gives_away"]["bench"] == len(by_row)
