@@ -12,6 +12,8 @@ import hashlib
 import heapq
 import json
 import shutil
+import textwrap
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -47,6 +49,7 @@ from dollyllama.data.near import (
     shingle_weights,
 )
 from dollyllama.data.prompt import check_prompt_format
+from dollyllama.data.quality import QUALITY, RULES
 from dollyllama.data.semantic import describe_embedder, find_embedder, find_semantic_copies
 from dollyllama.data.split import is_held_out
 from dollyllama.data.store import Corpus, Rows, Store
@@ -356,19 +359,72 @@ def _in_words(test: tuple[str, Content]) -> tuple[str, str]:
 
 
 def _require_both_sides(prepared: PreparedData, data: Data) -> None:
+    total = prepared.manifest["total"]
+    rows, went = total["rows"], Counter[str](total["rejected"])
     if not len(prepared.train):
+        went.update(held_out=rows["held_out"], not_drawn=rows["not_drawn"])
         raise EmptySide(
-            prepared,
-            f"the mix has no training example: data.sources ({', '.join(sorted(data.sources))}), "
-            f"their rules and weights, data.max_length={data.max_length} and "
-            f"data.held_out={data.held_out:g} left none; raise max_length or loosen the rules",
+            prepared, f"the mix has no training example: {_losses(went, prepared, data)}"
         )
     if not len(prepared.held_out):
+        went["training"] = rows["train"] + went.pop("contaminated", 0)
         raise EmptySide(
-            prepared,
-            f"the mix has no held-out example: data.held_out={data.held_out:g} of "
-            f"{len(prepared.train)} training rows hit none; raise data.held_out",
+            prepared, f"the mix has no held-out example: {_losses(went, prepared, data)}"
         )
+
+
+_REASONS_SHOWN = 3
+
+
+def _losses(went: Counter[str], prepared: PreparedData, data: Data) -> str:
+    """Where a mix's rows went, most of them first, and what keeps them. went: rows by reason."""
+    names = textwrap.shorten(", ".join(sorted(data.sources)), 60, placeholder="…")
+    most = [(reason, count) for reason, count in went.most_common(_REASONS_SHOWN) if count]
+    parts = [f"{count:,} {reason}" for reason, count in most]
+    if others := went.total() - sum(count for _, count in most):
+        parts.append(f"{others:,} for other reasons")
+    way_out = _way_out(most[0][0], prepared, data)
+    return f"{went.total():,} rows of data.sources ({names}): {', '.join(parts)}; {way_out}"
+
+
+def _way_out(reason: str, prepared: PreparedData, data: Data) -> str:
+    """What to change where most rows of a mix went for this reason."""
+    sources = prepared.manifest["sources"]
+    longer = f"raise data.max_length={data.max_length}"
+    ways = {
+        "held_out": f"lower data.held_out={data.held_out:g}",
+        "training": f"raise data.held_out={data.held_out:g}",
+        "not_drawn": "raise the sources' weights, or the caps max_rows and max_tokens",
+        "prompt_too_long": longer,
+        "too_long": longer,
+        "nothing_to_learn": f"{longer} or change data.loss_on={data.loss_on}",
+        "duplicate_row": "add rows that copy no other",
+        "near_duplicate": "add rows that copy no other",
+        "semantic_duplicate": "add rows that copy no other",
+    }
+    if reason in ways:
+        return ways[reason]
+    if reason == "contaminated":
+        return _without_test(sources, data)
+    if reason in QUALITY:
+        return f"leave {reason} out of data.quality"
+    if reason in RULES:
+        name = max(sources, key=lambda name: sources[name]["rejected"].get(reason, 0))
+        return f"leave {reason} out of data.sources.{name}.rules"
+    first = next(each for each in prepared.rejected() if each.reason == reason)
+    detail = textwrap.shorten(first.detail, 120, placeholder="…")
+    return f"mend those rows, first row {first.row} of {first.source}: {detail}"
+
+
+def _without_test(sources: Mapping[str, dict[str, Any]], data: Data) -> str:
+    """How to do without the test that most rows give away."""
+    tests = Counter[str]()
+    for source in sources.values():
+        tests.update(source["gives_away"])
+    test, _ = tests.most_common(1)[0]
+    if test in data.benchmarks:
+        return f"leave out data.benchmarks.{test}, which they give away"
+    return f"set data.decontaminate=false{' benchmarks=none' if data.benchmarks else ''}"
 
 
 def write_record(prepared: PreparedData, folder: Path) -> None:

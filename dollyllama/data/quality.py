@@ -10,14 +10,17 @@ from __future__ import annotations
 import ast
 import logging
 import re
+import sqlite3
 import textwrap
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing
 from functools import lru_cache
+from itertools import pairwise
 
 import sqlglot
-from sqlglot import exp
+from sqlglot import Dialect, TokenType, exp
 from sqlglot.errors import SqlglotError
 
 from dollyllama.config import Grader, Quality, Rule
@@ -288,6 +291,18 @@ Tables = Mapping[str, frozenset[str]]
 _ROW_ID = "rowid"
 
 
+#: Two tokens between which an entry of a list is missing: the parser passes over it.
+_NO_ENTRY = {
+    (TokenType.L_PAREN, TokenType.COMMA),
+    (TokenType.COMMA, TokenType.COMMA),
+    (TokenType.COMMA, TokenType.R_PAREN),
+}
+_SQLITE = Dialect.get_or_raise("sqlite")
+#: SQLite's words for what it cannot read, unlike what it reads and cannot do. Not "incomplete
+#: input": the parser ends a trigger at the first semicolon in it.
+_UNREADABLE = re.compile("syntax error|unrecognized token|unknown table option")
+
+
 @lru_cache(maxsize=256)
 def read_tables(context: str) -> Tables:
     """The tables that CREATE TABLE statements make; one that is made twice has the columns of both.
@@ -295,20 +310,53 @@ def read_tables(context: str) -> Tables:
     Upstream wrote a table twice where a query names it twice. ValueError when they do not parse.
     """
     tables: dict[str, frozenset[str]] = {}
-    try:
-        statements = sqlglot.parse(context, read="sqlite")
-    except (SqlglotError, RecursionError) as error:
-        raise ValueError(str(error).splitlines()[0]) from error
-    for statement in statements:
-        if isinstance(statement, exp.Create) and isinstance(statement.this, exp.Schema):
-            name = statement.this.this.name.lower()
-            columns = {column.name.lower() for column in statement.this.expressions}
+    for statement in _parse_schema(context):
+        made = statement.this if isinstance(statement, exp.Create) else None
+        if isinstance(made, exp.Schema):
+            name = made.this.name.lower()
+            columns = {column.name.lower() for column in made.expressions} - {""}
+            if not columns:
+                raise ValueError(f"the table {made.this.name} has no columns")
             tables[name] = tables.get(name, frozenset()) | columns | {_ROW_ID}
         elif isinstance(statement, exp.Create | exp.Alter | exp.Command):
+            _check_statement(statement)
             tables[""] = frozenset()  # a view, a copy, new columns: no name is surely missing
+        elif isinstance(statement, exp.Condition | exp.Alias | exp.Tuple):
+            raise ValueError(f"{_quoted(statement.sql())} is no statement")
     if not tables:
         raise ValueError("it makes no table")
     return tables
+
+
+def _parse_schema(context: str) -> list[exp.Expr | None]:
+    """The statements of a schema; ValueError when the parser stops, or passes over a gap."""
+    try:
+        tokens = _SQLITE.tokenize(context)
+        statements = _SQLITE.parser().parse(tokens, context)
+    except (SqlglotError, RecursionError) as error:
+        raise ValueError(str(error).splitlines()[0]) from error
+    kinds = [token.token_type for token in tokens]
+    if not _NO_ENTRY.isdisjoint(pairwise(kinds)):
+        raise ValueError("a list has a comma with nothing before or after it")
+    return statements
+
+
+def _check_statement(statement: exp.Create | exp.Alter | exp.Command) -> None:
+    """ValueError for a table without columns, or a CREATE that SQLite cannot read either.
+
+    The parser takes a CREATE that it does not know for a command, typing errors among them.
+    """
+    if isinstance(statement, exp.Create):
+        source = statement.args.get("expression") or statement.args.get("clone")
+        if statement.kind == "TABLE" and not source and not statement.args.get("properties"):
+            raise ValueError(f"the table {statement.this.name} has no columns")
+    elif isinstance(statement, exp.Command) and statement.name.upper() == "CREATE":
+        with closing(sqlite3.connect(":memory:")) as connection:
+            try:
+                connection.execute(f"EXPLAIN {statement.sql()}")
+            except sqlite3.Error as error:
+                if _UNREADABLE.search(str(error)):
+                    raise ValueError(str(error).splitlines()[0]) from error
 
 
 def sql_schema(example: Example, grader: Grader) -> str | None:

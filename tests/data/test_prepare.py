@@ -18,9 +18,9 @@ import pyarrow.parquet
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from dollyllama.config import Data, Deduplicate, GroupBy, LossOn, RowFormat, Rule
+from dollyllama.config import Data, Deduplicate, GroupBy, LossOn, Quality, RowFormat, Rule
 from dollyllama.data.ingest import find_source, make_part, read_questions
-from dollyllama.data.prepare import PreparedData, check, prepare
+from dollyllama.data.prepare import EmptySide, PreparedData, check, prepare
 from dollyllama.data.show import count_table, show_examples
 from dollyllama.data.store import write_part
 from dollyllama.files import read_json_lines
@@ -400,17 +400,132 @@ def test_weights_touch_the_training_side_alone(write_rows: WriteRows, run: Prepa
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("rows", "changes", "side", "losses", "way_out"),
     [
-        ({"max_length": 8}, "no training example.*max_length=8"),
-        ({"held_out": 1e-9}, "no held-out example.*raise data.held_out"),
+        (
+            numbered_rows(20),
+            {"max_length": 8},
+            "training",
+            "20 prompt_too_long",
+            "raise data.max_length=8",
+        ),
+        (
+            numbered_rows(5),
+            {"held_out": 0.99},
+            "training",
+            "5 held_out",
+            "lower data.held_out=0.99",
+        ),
+        (
+            [{"prompt": f"Say {n}.", "response": "..."} for n in range(4)] + [*DIRT[1:5], DIRT[2]],
+            {"quality": list(Quality), "max_length": 300},
+            "training",
+            "4 no_answer, 2 empty_response, 1 empty_instruction, 2 for other reasons",
+            "leave no_answer out of data.quality",
+        ),
+        (
+            [{"prompt": f"Say {n}.", "response": n} for n in range(4)],
+            {},
+            "training",
+            "4 wrong_type",
+            "mend those rows, first row 0 of a: ",
+        ),
+        (
+            numbered_rows(20),
+            {"held_out": 1e-9},
+            "held-out",
+            "20 training",
+            "raise data.held_out=1e-09",
+        ),
+        (
+            [*numbered_rows(2), *({"prompt": "", "response": "x"} for _ in range(5))],
+            {"held_out": 1e-9},
+            "held-out",
+            "5 empty_instruction, 2 training",
+            "mend those rows, first row 2 of a: nothing but white space",
+        ),
     ],
 )
-def test_an_empty_side_is_an_error(
-    write_rows: WriteRows, run: Prepare, changes: dict[str, Any], message: str
+def test_an_empty_side_is_an_error_that_says_where_the_rows_went(
+    write_rows: WriteRows,
+    run: Prepare,
+    rows: list[dict[str, Any]],
+    changes: dict[str, Any],
+    side: str,
+    losses: str,
+    way_out: str,
 ) -> None:
-    with pytest.raises(ValueError, match=message):
-        run(make_data({"a": make_source(write_rows(numbered_rows(20)))}, **changes))
+    with pytest.raises(EmptySide) as error:
+        run(make_data({"a": make_source(write_rows(rows))}, **changes))
+    went = f"{len(rows)} rows of data.sources (a): {losses}; {way_out}"
+    assert f"the mix has no {side} example: {went}" in str(error.value)
+
+
+def test_an_empty_side_is_one_short_line_whatever_the_mix(
+    write_rows: WriteRows, run: Prepare
+) -> None:
+    rows = [{"prompt": f"Say\n{n}.", "response": n} for n in range(4)]
+    source = make_source(write_rows(rows))
+    names = [f"a_source_with_a_long_name_{number}" for number in range(20)]
+    with pytest.raises(EmptySide) as error:
+        run(make_data(dict.fromkeys(names, source)))
+    assert len(str(error.value)) < 400
+    assert "\n" not in str(error.value)
+
+
+def test_a_rule_that_takes_every_row_is_named_with_its_source(
+    write_rows: WriteRows, run: Prepare
+) -> None:
+    rows = [{**row, "response": "SELECT x FROM table_1"} for row in numbered_rows(9)]
+    sources = {
+        "a": make_source(write_rows([DIRT[1]], "a.jsonl")),
+        "b": make_source(write_rows(rows, "b.jsonl"), rules=[Rule.real_table_names]),
+    }
+    with pytest.raises(EmptySide, match=r"9 real_table_names, 1 .*out of data\.sources\.b\.rules"):
+        run(make_data(sources))
+
+
+def test_weights_that_draw_no_row_are_named(write_rows: WriteRows, run: Prepare) -> None:
+    source = make_source(write_rows(numbered_rows(20)), weight=0)
+    with pytest.raises(EmptySide, match=r"not_drawn, \d held_out; raise the sources' weights"):
+        run(make_data({"a": source}))
+
+
+def made_up_words(name: str, count: int) -> str:
+    return " ".join(f"{name}{number}" for number in range(count))
+
+
+def test_contamination_by_a_benchmark_that_takes_every_row_is_named(
+    write_rows: WriteRows, run: Prepare
+) -> None:
+    source = make_source(write_rows(numbered_rows(30)))
+    message = r"\): \d\d contaminated, \d+ held_out; leave out data\.benchmarks\.same, which"
+    with pytest.raises(EmptySide, match=message):
+        run(make_data({"a": source}, benchmarks={"same": source}))
+
+
+@pytest.mark.parametrize("benchmarks", [False, True])
+def test_contamination_by_held_out_rows_that_takes_every_row_is_named(
+    write_rows: WriteRows, run: Prepare, benchmarks: bool
+) -> None:
+    rows = [
+        {
+            "prompt": f"{made_up_words(f'topic{topic}word', 100)} {number}",
+            "response": made_up_words(f"answer{topic}to{number}word", 60),
+        }
+        for topic in range(6)
+        for number in range(10)
+    ]
+    other = make_source(write_rows(numbered_rows(3), "other.jsonl"))
+    data = make_data(
+        {"a": make_source(write_rows(rows))},
+        benchmarks={"other": other} if benchmarks else {},
+        held_out=0.3,
+        max_length=4096,
+    )
+    way_out = f"set data.decontaminate=false{' benchmarks=none' if benchmarks else ''}$"
+    with pytest.raises(EmptySide, match=rf"\): \d\d contaminated, \d+ held_out; {way_out}"):
+        run(data)
 
 
 def test_an_empty_side_is_an_error_the_second_time_too(write_rows: WriteRows, run: Prepare) -> None:

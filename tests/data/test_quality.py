@@ -3,7 +3,9 @@ from __future__ import annotations
 import math
 import re
 import sqlite3
+from contextlib import closing
 from fractions import Fraction
+from itertools import product
 from random import Random
 
 import pytest
@@ -314,12 +316,64 @@ def test_a_list_with_like_entries_is_no_repetition() -> None:
 
 @pytest.mark.parametrize(
     "context",
-    ["", "no schema here", "SELECT 1", "CREATE TABLE t (a INTEGER", "CREATE TABLE (a, b) c"],
+    [
+        "",
+        "no schema here",
+        "SELECT 1",
+        "CREATE TABLE t (a INTEGER",
+        "CREATE TABLE (a, b) c",
+        "CREATE TABEL t (a INTEGER)",
+        "CREATE TABLE u (b INTEGER); CREATE TABEL t (a INTEGER)",
+        "CREATE TABLE t a INTEGER, name)",
+        "CREATE TABLE t [a INTEGER]",
+        "CREATE TABLE t (a INTEGER), name",
+        "CREATE TABLE t (a INTEGER) CREATE TABLE u (b INTEGER)",
+        "CREATE TABLE t (a INTEGER,, name VARCHAR)",
+        "CREATE TABLE t (a INTEGER, -- the last\n)",
+        "CREATE TABLE t (, a INTEGER)",
+        "CREATE TABLE t ()",
+        "CREATE TABLE t (PRIMARY KEY (a))",
+        "CREATE TABLE t",
+        "CREATE TABLE t (a INTEGER); more",
+    ],
 )
 def test_a_schema_that_cannot_be_read_is_dropped_once(context: str) -> None:
     assert fault(Quality.sql_schema, "Which?", "SELECT a FROM t", Grader.sql, context)
     assert sql_fault("SELECT a FROM t", context) is None
     assert fault(Quality.sql_schema, "Which?", "SELECT a FROM t", Grader.text, context) is None
+
+
+@pytest.mark.parametrize(
+    "context",
+    [
+        "CREATE TABLE t (a)",
+        "CREATE TABLE t (2008 VARCHAR, order VARCHAR);",
+        "CREATE TABLE t (a TEXT DEFAULT '(,, )' NOT NULL, b INTEGER CHECK (b IN (1, 2)));;",
+        'create table `t` ([a b] numeric(8, 2), "c d" text) -- ,,',
+        "CREATE TABLE t (a INTEGER PRIMARY KEY) WITHOUT ROWID",
+        "CREATE VIRTUAL TABLE t USING fts5(a)",
+        "CREATE TABLE t AS SELECT 1 AS a",
+        f"{SINGERS}; CREATE TRIGGER t AFTER INSERT ON singer BEGIN DELETE FROM singer; END",
+        f"BEGIN; DROP TABLE IF EXISTS t; {SINGERS}; INSERT INTO singer VALUES (1, 2, 3); COMMIT",
+    ],
+)
+def test_a_schema_that_can_be_read_stays(context: str) -> None:
+    assert fault(Quality.sql_schema, "Which?", "SELECT a FROM t", Grader.sql, context) is None
+
+
+def test_a_list_of_columns_is_read_where_sqlite_reads_it() -> None:
+    for kinds in product(["INTEGER", "", "NUMERIC(3, 2) NOT NULL", None], repeat=3):
+        columns = ["" if kind is None else f"c{n} {kind}" for n, kind in enumerate(kinds)]
+        context = f"CREATE TABLE t ({', '.join(columns)})"
+        try:
+            with closing(sqlite3.connect(":memory:")) as connection:
+                connection.execute(context)
+        except sqlite3.OperationalError:
+            broken = True
+        else:
+            broken = False
+        found = fault(Quality.sql_schema, "Which?", "SELECT 1", Grader.sql, context)
+        assert bool(found) == broken, context
 
 
 def test_a_table_that_is_made_twice_has_the_columns_of_both() -> None:
