@@ -14,6 +14,7 @@ import json
 import os
 import re
 import zlib
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -23,7 +24,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TextIO
 
-from dollyllama.data.formats import MAX_ROW, Row
+from dollyllama.data.formats import MAX_ROW, Row, one_object
 from dollyllama.hub import hub_answers, root_line
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet", ".csv")
@@ -93,7 +94,7 @@ class Chunk:
         if self.first == 0 and isinstance(start := parsed[0], Damaged):
             raise ValueError(
                 f"{where} line {start.number} {start.problem} (later lines like it are left out, "
-                f"but a file that begins so is no file of rows: remove the line if it is one)"
+                f"but the first must be a row: mend or remove the line where others are rows)"
             )
         return parsed
 
@@ -109,6 +110,8 @@ def read_file(path: Path, where: str, *, chunk_rows: int) -> Iterator[Chunk]:
         return in_chunks(_read_csv(path, where), chunk_rows)
     if head.startswith(b"["):
         return in_chunks(_read_list(path, where), chunk_rows)
+    if head.startswith(b"{") and isinstance(_parse_line(head.partition(b"\n")[0], 1), Damaged):
+        _refuse_one_object(path, where)
     return _read_lines(path, where, chunk_rows)
 
 
@@ -169,6 +172,10 @@ def _read_lines(path: Path, where: str, chunk_rows: int) -> Iterator[Chunk]:
             yield Chunk(first, start, entries)
 
 
+#: A file in another encoding, or lines of one among others: what mends the one ruins the other.
+_NOT_UTF8 = "is not UTF-8: convert the file to UTF-8, or this line alone where others are UTF-8"
+
+
 def _too_long(number: int, start: bytes) -> Damaged:
     problem = f"is longer than {MAX_ROW:,} bytes"
     return Damaged(number, problem, _show(start), "row_too_large")
@@ -182,7 +189,7 @@ def _parse_line(line: bytes, number: int) -> Row | Damaged:
     try:
         row = json.loads(line.rstrip(b"\r\n").decode("utf-8"))
     except UnicodeDecodeError:
-        return Damaged(number, "is not UTF-8: convert the file to UTF-8", _show(line))
+        return Damaged(number, _NOT_UTF8, _show(line))
     except (ValueError, RecursionError) as error:
         return Damaged(number, f"is not JSON: {_why(error)}", _show(line))
     return row if isinstance(row, dict) else _no_object(row, number, _show(line))
@@ -199,7 +206,7 @@ def _why(error: Exception) -> str:
     return error.msg if isinstance(error, json.JSONDecodeError) else str(error)
 
 
-# --- one JSON list ---
+# --- one JSON list or object ---
 
 _BLOCK = 1 << 20
 
@@ -215,27 +222,72 @@ def _read_list(path: Path, where: str) -> Iterator[Row | Damaged]:
     """
     with _unpacked(path, where) as file:
         text = _Text(file, where)
-        text.take("[")
-        if text.peek() == "]":
-            return
-        while True:
-            text.peek()
-            number = text.line
-            value = text.value()
+        for number, value in _elements(text):
             yield value if isinstance(value, dict) else _no_object(value, number, text.last())
-            if text.take(",]") == "]":
-                break
         if text.peek():
             raise text.error("has something after the end of the list")
 
 
+def _elements(text: _Text) -> Iterator[tuple[int, Any]]:
+    """The values of the list that stands here, each with its line."""
+    text.take("[")
+    if text.peek() == "]":
+        text.take("]")
+        return
+    while True:
+        text.peek()
+        number = text.line
+        yield number, text.value()
+        if text.take(",]") == "]":
+            return
+
+
+def _refuse_one_object(path: Path, where: str) -> None:
+    """ValueError for a file that is one object, on several lines or longer than a row.
+
+    One in a line of its own may be the only row: its columns tell.
+    """
+    with _unpacked(path, where) as file:
+        text = _Text(file, where)
+        try:
+            text.peek()
+            first = text.line
+            lists = _lists_inside(text)
+            last = text.line
+            alone = not text.peek()
+        except ValueError:
+            return  # other files begin so too, and reading them says what is wrong
+        if alone and (last > first or text.size > MAX_ROW):
+            raise ValueError(f"{where} {one_object(lists)}")
+
+
+def _lists_inside(text: _Text) -> list[str]:
+    """Which keys of the object that stands here hold lists of objects."""
+    lists = []
+    text.take("{")
+    while True:
+        text.peek()
+        key = text.value()
+        text.take(":")
+        if text.peek() != "[":
+            text.value()
+        elif dict in {type(value) for _, value in _elements(text)}:
+            lists.append(key)
+        if text.take(",}") == "}":
+            return lists
+
+
 class _Text:
-    """A window on a long JSON text; what stands before ``at`` is done with."""
+    """A window on a long JSON text; what stands before ``at`` is done with.
+
+    line: that of ``at``, from 1. size: how many characters were read.
+    """
 
     def __init__(self, file: BufferedIOBase, where: str) -> None:
         self.file, self.where = file, where
         self.decoder = codecs.getincrementaldecoder("utf-8-sig")()
         self.text, self.start, self.at, self.line, self.ended = "", 0, 0, 1, False
+        self.size = 0
 
     def peek(self) -> str:
         """The next character that is no white space, or nothing at the end."""
@@ -301,8 +353,9 @@ class _Text:
         except UnicodeDecodeError as error:
             self._go(len(self.text))
             self.line += error.object.count(b"\n", 0, error.start)
-            raise self.error("is not UTF-8: convert the file to UTF-8") from error
+            raise self.error(_NOT_UTF8) from error
         self.text, self.at = self.text[self.at :] + new, 0
+        self.size += len(new)
 
 
 _SPACE = re.compile(r"[ \t\n\r]*")
@@ -311,37 +364,73 @@ _DECODER = json.JSONDecoder()
 
 # --- CSV and Parquet ---
 
+_OPEN = "ends inside a quote"
+
 
 class _Lines:
-    """The lines of a CSV file; a longer one than MAX_ROW characters is an error and passed over.
+    """The lines of a CSV file, a record at a time; those of a damaged record come again.
 
-    number: of the last line, from 1. last: its text.
+    A quote that is open by mistake takes in the lines after it, up to another quote or the end,
+    and they are rows most likely. number: of the last line, from 1. record: its lines since
+    ``begin``, of at most MAX_ROW characters; csv.Error when there are more.
     """
 
     def __init__(self, file: TextIO) -> None:
-        self.file, self.number, self.last = file, 0, ""
+        self.file, self.number, self.size = file, 0, 0
+        self.record: list[str] = []
+        self.again: deque[str] = deque()
+        self.tried = 0
 
     def __iter__(self) -> _Lines:
         return self
 
     def __next__(self) -> str:
-        self.last = line = self.file.readline(MAX_ROW)
+        # What opens a quote before the line where an earlier record failed would fail there too:
+        # so each line is read a few times at most, however many quotes there are.
+        if self.record and self.number < self.tried:
+            raise _Ended(_OPEN)
+        line = self.again.popleft() if self.again else self._read()
+        if not line and self.record:
+            raise _Ended(_OPEN)
         if not line:
             raise StopIteration
         self.number += 1
-        if len(line) == MAX_ROW and not line.endswith("\n"):
-            while (line := self.file.readline(MAX_ROW)) and not line.endswith("\n"):
-                pass
-            raise csv.Error("field larger than field limit")
+        self.record.append(line)
+        self.size += len(line)
+        if self.size > MAX_ROW:
+            raise _Ended(f"is longer than {MAX_ROW:,} characters")
+        return line
+
+    def begin(self) -> int:
+        """Begin a record; the number of its first line."""
+        self.record, self.size = [], 0
+        return self.number + 1
+
+    def damage(self, problem: str) -> Damaged:
+        """The first line of the record as damaged; the others come again, as records of theirs."""
+        first, *others = self.record
+        if others:
+            problem = f"opens a quote: read to line {self.number}, it {problem}"
+        self.tried = max(self.tried, self.number)
+        self.number -= len(others)
+        self.again.extendleft(reversed(others))
+        return Damaged(self.number, problem, _show(_bytes(first)))
+
+    def _read(self) -> str:
+        """The next line; of one that is longer than MAX_ROW characters only the beginning."""
+        line = end = self.file.readline(MAX_ROW + 1)
+        while len(line) > MAX_ROW and end and not end.endswith(("\n", "\r")):
+            end = self.file.readline(MAX_ROW)
         return line
 
 
+class _Ended(csv.Error):
+    """A record gets no more lines; what is wrong with it, in the words of ``Damaged``."""
+
+
 def _columns(line: str, delimiter: str) -> int:
-    """How many columns a line of CSV has; 0 for none that is whole."""
-    try:
-        return len(next(csv.reader([line], delimiter=delimiter, strict=True), []))
-    except csv.Error:
-        return 0
+    """How many columns a line of CSV has, the last one as it stands when its quote is open."""
+    return len(next(csv.reader([line], delimiter=delimiter), []))
 
 
 def _read_csv(path: Path, where: str) -> Iterator[Row | Damaged]:
@@ -357,34 +446,45 @@ def _read_csv(path: Path, where: str) -> Iterator[Row | Damaged]:
         try:
             first = next(lines, "")
             delimiter = max(",;\t", key=lambda each: _columns(first, each))
-            reader = csv.reader(chain([first], lines), delimiter=delimiter, strict=True)
-            header = next(reader, [])
+            header = next(csv.reader(chain([first], lines), delimiter=delimiter, strict=True), [])
         except csv.Error as error:
-            raise ValueError(f"{where} line 1 is not CSV: {error}") from error
+            raise ValueError(f"{where} line 1 {lines.damage(_why_csv(error)).problem}") from error
         if not _is_utf8("".join(header)):
-            raise ValueError(f"{where} line 1 is not UTF-8: convert the file to UTF-8")
+            raise ValueError(f"{where} line 1 {_NOT_UTF8}")
         if len(set(header)) < len(header):
             twice = next(column for column in header if header.count(column) > 1)
             raise ValueError(f"{where} has two columns {twice}: rename one in its first line")
-        while True:
-            number = lines.number + 1
-            try:
-                cells = next(reader)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                yield _bad_cells(number, error, lines.last)
-                continue
-            if not cells:
-                continue
-            if len(cells) != len(header):
-                problem = f"has {len(cells)} values and the first line {len(header)} names"
-                yield Damaged(number, problem, _show(_bytes(lines.last)))
-            elif not _is_utf8("".join(cells)):
-                problem = "is not UTF-8: convert the file to UTF-8"
-                yield Damaged(number, problem, _show(_bytes(lines.last)))
+        yield from _records(lines, header, delimiter)
+
+
+def _records(lines: _Lines, header: list[str], delimiter: str) -> Iterator[Row | Damaged]:
+    """The rows after the first line."""
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    while True:
+        number = lines.begin()
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            if lines.size > MAX_ROW and len(lines.record) == 1:
+                yield _too_long(number, _bytes(lines.record[0]))
             else:
-                yield dict(zip(header, cells, strict=True))
+                yield lines.damage(_why_csv(error))
+            continue
+        if not cells:
+            continue
+        if len(cells) != len(header):
+            yield lines.damage(f"has {len(cells)} values and the first line {len(header)} names")
+        elif not _is_utf8("".join(cells)):
+            yield Damaged(number, _NOT_UTF8, _show(_bytes("".join(lines.record))))
+        else:
+            yield dict(zip(header, cells, strict=True))
+
+
+def _why_csv(error: csv.Error) -> str:
+    """What is wrong with a record, in the words of ``Damaged``."""
+    return str(error) if isinstance(error, _Ended) else f"is not CSV: {error}"
 
 
 def _is_utf8(text: str) -> bool:
@@ -393,12 +493,6 @@ def _is_utf8(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _bad_cells(number: int, error: csv.Error, line: str) -> Damaged:
-    if "field larger" in str(error):
-        return _too_long(number, _bytes(line))
-    return Damaged(number, f"is not CSV: {error}", _show(_bytes(line)))
 
 
 def _bytes(line: str) -> bytes:
@@ -414,7 +508,9 @@ def _read_parquet(path: Path, where: str, batch_rows: int) -> Iterator[Row]:
             for batch in file.iter_batches(batch_rows):
                 yield from batch.to_pylist()
     except _LIBRARY_FAULTS as error:
-        raise ValueError(f"{where} cannot be read as parquet: {root_line(error)}") from error
+        raise ValueError(
+            f"{where} cannot be read as parquet ({root_line(error)}): copy or download it again"
+        ) from error
 
 
 #: What pyarrow and datasets raise for a damaged file, its own description included.

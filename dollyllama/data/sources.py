@@ -162,7 +162,7 @@ def iter_rows(
         empty = False
         yield chunk
     if empty:
-        raise ValueError(f"{where} has no rows")
+        raise ValueError(f"{where} has no rows: check that the file is complete")
     if digests is not None and not _is_unchanged(place, digests):
         raise ValueError(f"{where} changed while it was read: run again when it is complete")
 
@@ -203,5 +203,5 @@ def _chunks(place: Place, *, where: str, split: str, chunk_rows: int) -> Iterato
     if path.is_dir():
         return read_folder(path, where, split=split, chunk_rows=chunk_rows)
     if not path.name.endswith(SUFFIXES):
-        raise ValueError(f"{where} is none of {', '.join(SUFFIXES)} and no folder")
+        raise ValueError(f"{where} is none of {', '.join(SUFFIXES)} and no folder: convert it")
     return read_file(path, where, chunk_rows=chunk_rows)

@@ -58,9 +58,10 @@ def lines_of(rows: list[dict[str, Any]]) -> list[bytes]:
 
 # --- one bad row costs one row ------------------------------------------------------------------
 
+NOT_UTF8 = "is not UTF-8: convert the file to UTF-8"
 BAD_LINES = {
     b'{"prompt": "p", ': "is not JSON: Expecting property name enclosed in double quotes",
-    b'{"prompt": "caf\xe9", "response": "r"}': "is not UTF-8: convert the file to UTF-8",
+    b'{"prompt": "caf\xe9", "response": "r"}': NOT_UTF8,
     b"12": "is a int, not an object with columns",
     b'["p", "r"]': "is a list, not an object with columns",
     b"null": "is a NoneType, not an object with columns",
@@ -126,7 +127,7 @@ def test_csv_rows_that_do_not_fit_are_named_and_the_others_stay(tmp_path: Path) 
     assert {row: (each.number, each.problem) for row, each in bad(entries).items()} == {
         1: (3, "has 1 values and the first line 2 names"),
         2: (5, "has 3 values and the first line 2 names"),
-        3: (6, "is not UTF-8: convert the file to UTF-8"),
+        3: (6, f"{NOT_UTF8}, or this line alone where others are UTF-8"),
         6: (10, "is not CSV: ',' expected after '\"'"),
     }
     assert [each for each in entries if not isinstance(each, Damaged)] == [
@@ -135,6 +136,145 @@ def test_csv_rows_that_do_not_fit_are_named_and_the_others_stay(tmp_path: Path) 
         {"prompt": "two\nlines", "response": 'He said "ho"'},
         {"prompt": "10", "response": "11"},
     ]
+
+
+# --- quotes of CSV that are open by mistake ----------------------------------------------------
+
+
+def csv_rows(count: int) -> list[dict[str, Any]]:
+    """Rows of four columns; each tenth has a text of three lines in quotes."""
+    return [
+        {
+            "prompt": f"p{n}" if n % 10 else f'p{n},\n\n"q"',
+            "input": "",
+            "response": f"r{n}",
+            "id": str(n),
+        }
+        for n in range(count)
+    ]
+
+
+def write_csv(path: Path, rows: list[dict[str, Any]], changes: dict[int, str]) -> dict[int, int]:
+    """Rows as CSV, some as other text; the line at which each row begins."""
+    out = io.StringIO(newline="")
+    writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    starts = {}
+    for number, row in enumerate(rows):
+        starts[number] = out.getvalue().count("\n") + 1
+        if number in changes:
+            out.write(changes[number])
+        else:
+            writer.writerow(row)
+    path.write_text(out.getvalue(), encoding="utf-8", newline="")
+    return starts
+
+
+@pytest.mark.parametrize("chunk_rows", [1, 7, 2048])
+@pytest.mark.parametrize(
+    "close",
+    [
+        'x" stray,,resp,x\n',  # not CSV there
+        'x",,resp,x,y\n',  # too many values
+        'x",resp,x\n',  # too few
+        "",  # none, up to the end
+    ],
+)
+def test_an_open_quote_costs_its_line_and_not_the_rows_after_it(
+    tmp_path: Path, close: str, chunk_rows: int
+) -> None:
+    rows = csv_rows(300)
+    for number in range(51, 202):  # nothing that would close the quote earlier
+        rows[number]["prompt"] = f"p{number}"
+    opening = '"an open quote here,,resp,x\n'
+    lines = write_csv(tmp_path / "a.csv", rows, {51: opening} | ({201: close} if close else {}))
+    entries = read(tmp_path / "a.csv", chunk_rows=chunk_rows)
+    assert len(entries) == 300
+    first, *others = bad(entries).items()
+    assert first[0] == 51
+    assert (first[1].number, first[1].text) == (lines[51], opening.rstrip("\n"))
+    assert first[1].reason == "unreadable_line"
+    assert first[1].problem.startswith("opens a quote: read to line ")
+    assert {row for row, _ in others} <= {201}
+    kept = [number for number in range(300) if number not in bad(entries)]
+    assert [entries[n] for n in kept if n != 201] == [rows[n] for n in kept if n != 201]
+
+
+def test_a_quote_that_is_never_closed_costs_its_line(tmp_path: Path) -> None:
+    rows = [{"prompt": f"p{number}", "response": "r"} for number in range(400)]
+    lines = write_csv(tmp_path / "a.csv", rows, {50: '"p50,r\n', 60: 'p60,"r\n', 399: '"p399,r'})
+    entries = read(tmp_path / "a.csv")
+    not_csv = "is not CSV: ',' expected after '\"'"
+    assert {row: (each.number, each.problem, each.text) for row, each in bad(entries).items()} == {
+        50: (lines[50], f"opens a quote: read to line {lines[60]}, it {not_csv}", '"p50,r'),
+        60: (lines[60], f"opens a quote: read to line {lines[399]}, it {not_csv}", 'p60,"r'),
+        399: (lines[399], "ends inside a quote", '"p399,r'),
+    }
+    assert [entries[row] for row in range(400) if row not in (50, 60, 399)] == [
+        rows[row] for row in range(400) if row not in (50, 60, 399)
+    ]
+
+
+def test_a_quote_that_is_open_to_the_end_costs_its_line(tmp_path: Path) -> None:
+    rows = [{"prompt": f"p{number}", "response": "r"} for number in range(400)]
+    write_csv(tmp_path / "a.csv", rows, {50: '"p50,r\n'})
+    entries = read(tmp_path / "a.csv")
+    assert bad(entries) == {
+        50: Damaged(52, "opens a quote: read to line 401, it ends inside a quote", '"p50,r')
+    }
+    assert entries[51:] == rows[51:]
+
+
+@pytest.mark.parametrize("line", ['x","y\n', 'x,"y\n', '"x\n', '"\n', 'x""","y\n', '"",","\n'])
+def test_a_file_full_of_open_quotes_is_read_a_few_times_at_most(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str
+) -> None:
+    given = 0
+    give = readers._Lines.__next__
+
+    def count(lines: readers._Lines) -> str:
+        nonlocal given
+        given += 1
+        return give(lines)
+
+    monkeypatch.setattr(readers._Lines, "__next__", count)
+    monkeypatch.setattr(readers, "MAX_ROW", 10_000)
+    (tmp_path / "a.csv").write_text("a,b,c\nd,e,f\n" + line * 5000, encoding="utf-8")
+    entries = read(tmp_path / "a.csv")
+    assert len(bad(entries)) == 5000
+    assert [each.number for each in bad(entries).values()] == list(range(3, 5003))
+    assert given < 5 * 5000
+
+
+def test_an_open_quote_before_a_line_that_is_too_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readers, "MAX_ROW", 1000)
+    text = 'a,b\n1,2\n"3,4\n5,6\n' + "x" * 5000 + ',7\n8,9\n"10,11\n' + "12,13\n" * 500
+    (tmp_path / "a.csv").write_text(text, encoding="utf-8")
+    entries = read(tmp_path / "a.csv")
+    long = "opens a quote: read to line {}, it is longer than 1,000 characters"
+    assert [
+        (row, each.number, each.problem, each.reason) for row, each in bad(entries).items()
+    ] == [
+        (1, 3, long.format(5), "unreadable_line"),
+        (3, 5, "is longer than 1,000 bytes", "row_too_large"),
+        (5, 7, long.format(173), "unreadable_line"),
+    ]
+    assert len(entries) == 6 + 500
+
+
+def test_texts_of_many_lines_are_read_whole_wherever_chunks_end(tmp_path: Path) -> None:
+    rows = [{"a": f'{n},\n\r\n"x"\n', "b": "\n" * (n % 3000)} for n in range(0, 20_000, 97)]
+    write_csv(tmp_path / "a.csv", rows, {})
+    for chunk_rows in (1, 2, 2048):
+        assert read(tmp_path / "a.csv", chunk_rows=chunk_rows) == rows
+
+
+def test_a_quote_that_is_open_in_the_first_line_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('a,"b\n' + "1,2\n" * 9, encoding="utf-8")
+    message = refusal(tmp_path / "a.csv")
+    assert "a.csv line 1 opens a quote: read to line 10, it ends inside a quote" in message
 
 
 def test_a_column_missing_in_a_late_row_is_that_rows_matter(tmp_path: Path) -> None:
@@ -246,7 +386,7 @@ def test_a_file_of_another_type_says_what_it_is(
 def test_an_empty_file_has_no_rows(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     path.write_bytes(gzip.compress(b"") if path.suffix == ".gz" else b"")
-    assert refusal(path).endswith(f"{name} has no rows")
+    assert f"{name} has no rows: check" in refusal(path)
 
 
 @pytest.mark.parametrize("first", [b"prompt,response", b'"prompt"', b"{", b'{"a": "\xe9"}'])
@@ -255,7 +395,7 @@ def test_a_file_that_begins_with_no_row_is_refused(tmp_path: Path, first: bytes)
     path.write_bytes(b"\n".join([b"", first, *lines_of(numbered_rows(5))]))
     message = refusal(path)
     assert "line 2 is" in message
-    assert "remove the line" in message
+    assert "mend or remove the line where others are rows" in message
 
 
 @pytest.mark.parametrize(
@@ -275,6 +415,58 @@ def test_a_file_that_begins_with_no_row_is_refused(tmp_path: Path, first: bytes)
 def test_a_broken_list_is_refused_with_its_line(tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / "a.json").write_text(content, encoding="utf-8")
     assert message in refusal(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.json.gz", "a.jsonl"])
+@pytest.mark.parametrize("indent", [None, 2])
+@pytest.mark.parametrize(
+    ("extra", "out"),
+    [
+        ({}, "and data holds a list of objects: write it by itself, e.g. jq -c '.data[]' FILE"),
+        ({"more": [[], {}]}, "and data, more hold lists of objects: write one by itself, e.g. jq"),
+        ({"n": 1, "names": ["x"], "none": []}, "and data holds a list of objects"),
+    ],
+)
+def test_one_object_over_many_lines_or_longer_than_a_row_is_refused(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    indent: int | None,
+    extra: dict[str, Any],
+    out: str,
+) -> None:
+    monkeypatch.setattr(readers, "MAX_ROW", 70_000)
+    value = {"version": "1.0", "data": numbered_rows(2000), **extra}
+    text = f"\n {json.dumps(value, indent=indent)}\n".encode()
+    (tmp_path / name).write_bytes(gzip.compress(text) if name.endswith(".gz") else text)
+    assert f"{name} is one object, not rows" in refusal(tmp_path / name)
+    assert out in refusal(tmp_path / name)
+    assert len(refusal(tmp_path / name)) < 400
+
+
+def test_one_object_without_lists_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('{\n"a": {"b": 1}\n}', encoding="utf-8")
+    assert refusal(tmp_path / "a.json").endswith("write each row in one line of a .jsonl file")
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\n\n"])
+def test_one_object_in_a_line_is_a_row(tmp_path: Path, end: str) -> None:
+    row = {"messages": [{"role": "user", "content": "x" * 100_000}]}
+    (tmp_path / "a.json").write_text(json.dumps(row) + end, encoding="utf-8")
+    assert read(tmp_path / "a.json") == [row]
+
+
+@pytest.mark.parametrize(
+    "first", [b'{"a": "\xe9"}', b'{"a": "\xe9", "b": "' + b"x" * 70_000 + b'"}']
+)
+@pytest.mark.parametrize("other", [b'{"a": "\xe9"}', '{"a": "é"}'.encode()])
+def test_a_first_line_in_another_encoding_says_what_to_convert(
+    tmp_path: Path, first: bytes, other: bytes
+) -> None:
+    (tmp_path / "a.jsonl").write_bytes(first + b"\n" + other + b"\n")
+    assert f"line 1 {NOT_UTF8}, or this line alone where others are UTF-8" in refusal(
+        tmp_path / "a.jsonl"
+    )
 
 
 def test_an_error_deep_in_a_list_has_its_line(tmp_path: Path) -> None:

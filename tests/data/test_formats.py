@@ -308,6 +308,42 @@ def test_a_column_that_only_a_later_row_has_is_there() -> None:
     check(rows, RowFormat.columns, named(input="hint"))
 
 
+@pytest.mark.parametrize("row_format", [RowFormat.alpaca, RowFormat.columns])
+def test_a_list_of_columns_in_an_error_is_cut(row_format: RowFormat) -> None:
+    columns = named() if row_format is RowFormat.columns else None
+    rows = [{f"c{number:03}": "x" for number in range(400)} | {"d" * 10_000: "x"}] * 2
+    with pytest.raises(ValueError, match=r"c000, c001, .*, c019 and 381 more") as caught:
+        check(rows, row_format, columns)
+    assert "c020" not in str(caught.value)
+    with pytest.raises(ValueError, match=rf" {'d' * 60}…") as caught:
+        check([{"d" * 10_000: "x"}], row_format, columns)
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("row_format", [RowFormat.alpaca, RowFormat.columns])
+@pytest.mark.parametrize(
+    ("key", "path"),
+    [("data", "'.data[]'"), ("my data's", """'.["my data'"'"'s"][]'"""), ("2", """'.["2"][]'""")],
+)
+def test_a_file_that_is_one_object_says_where_its_rows_are(
+    row_format: RowFormat, key: str, path: str
+) -> None:
+    columns = named() if row_format is RowFormat.columns else None
+    row = {"version": "1", key: [{"question": "q", "answer": "a"}] * 400}
+    with pytest.raises(ValueError, match="is one object") as caught:
+        check([row], row_format, columns)
+    assert str(caught.value) == (
+        "data.sources.s: f.jsonl is one object, not rows (a JSON list, or an object a line), and "
+        f"{key} holds a list of objects: write it by itself, e.g. jq -c {path} FILE > NEW.jsonl"
+    )
+
+
+def test_a_single_row_with_a_list_of_objects_is_told_of_the_format_that_fits() -> None:
+    row = {"messages": [{"role": "user", "content": "q"}]}
+    with pytest.raises(ValueError, match=r"format=messages would fit"):
+        check([row], RowFormat.alpaca)
+
+
 def test_columns_that_fit_no_format_are_told_of_the_one_that_takes_any() -> None:
     with pytest.raises(ValueError, match=r"columns are a, b; source=columns takes"):
         check([{"a": "x", "b": "y"}], RowFormat.alpaca)
