@@ -42,8 +42,14 @@ SIMILAR = 0.53
 #: under another question is another row.
 SIMILAR_FIELDS = (0.5, 0.5, 0.4)
 #: Less is enough of the question where the answer is the same, and of the answer where the question
-#: is: a short question in a long frame keeps little, and so does a query with its columns renamed.
+#: is: a long answer may be cut, a question be put otherwise.
 SIMILAR_BESIDE = (0.4, 0.4, 0.25)
+#: With the same answer a question that stands whole in the other is enough, however long the frame
+#: around it. What may be missing of it: the word pairs at its ends. Both must weigh this much.
+_WHOLE, _TELLING = 1.5, 4
+#: With the same question an answer is enough that keeps so large a part of its words, each counted
+#: alike: a query with its columns renamed keeps those of SQL. And rows of this similarity.
+_SKELETON, SIMILAR_RENAMED = 0.4, 0.42
 
 #: Rows whose shingles weigh less together are copies only where the question or the answer keeps
 #: its words, numbers and order aside: what is the highest and what is the lowest are two questions.
@@ -83,7 +89,8 @@ _WORD = re.compile(r"[^\W_\u3040-\u30ff\u3400-\u9fff]+|[\u3040-\u30ff\u3400-\u9f
 class Copies:
     """Pairs of rows that are near copies.
 
-    pairs: row numbers, (pairs, 2) int64, the smaller first, sorted. similarity: float32, 0.53 to 1.
+    pairs: row numbers, (pairs, 2) int64, the smaller first, sorted. similarity: float32, mostly
+    from 0.53 to 1; less where one is framed or renamed.
     """
 
     pairs: Indices
@@ -290,8 +297,11 @@ def compare(
     compared as if both had one more shingle in common, so that short ones differ less.
     """
     both_V = np.sort(np.concatenate([first_V, second_V]))
-    common_PFK = _weigh(both_V[1:][both_V[1:] == both_V[:-1]], pairs, weights)
-    union_PFK = _weigh(first_V, pairs, weights) + _weigh(second_V, pairs, weights) - common_PFK
+    common_V = both_V[1:][both_V[1:] == both_V[:-1]]
+    common_PFK, first_PFK, second_PFK = (
+        _weigh(keys_V, pairs, weights) for keys_V in (common_V, first_V, second_V)
+    )
+    union_PFK = first_PFK + second_PFK - common_PFK
     common_PF, union_PF = common_PFK.sum(2), union_PFK.sum(2)
     similarity_P = common_PF.sum(1) / union_PF.sum(1)
     same_question_P, same_answer_P = _same_sides(union_PF - common_PF, 1)
@@ -300,7 +310,19 @@ def compare(
     near_P = (similarity_P >= SIMILAR) & ((common_PF + 1) / (union_PF + 1) >= enough_PF).all(1)
     same_words_2P = _same_sides((union_PFK - common_PFK)[:, :, 1], 0.5)
     near_P &= np.any(same_words_2P, axis=0) | (union_PF.sum(1) >= _SHORT)
-    return similarity_P.astype(np.float32), near_P
+
+    question_P = common_PF[:, :2].sum(1)
+    smaller_P = np.minimum(first_PFK[:, :2].sum((1, 2)), second_PFK[:, :2].sum((1, 2)))
+    framed_P = same_answer_P & (smaller_P - question_P < _WHOLE)
+    framed_P &= (question_P >= _TELLING) & (union_PF[:, 2] >= _TELLING)
+    renamed_P = same_question_P & (question_P >= _TELLING) & (similarity_P >= SIMILAR_RENAMED)
+    if np.any(renamed_P & ~near_P):
+        first_P, second_P, both_P = (
+            _answer_words(keys_V, pairs) for keys_V in (first_V, second_V, common_V)
+        )
+        renamed_P &= both_P >= _SKELETON * (first_P + second_P - both_P)
+        near_P |= renamed_P & (both_P > 0)
+    return similarity_P.astype(np.float32), near_P | framed_P
 
 
 def pair_keys(row_P: Indices, values_V: Shingles, offsets: Indices) -> Keys:
@@ -317,6 +339,13 @@ def _same_sides(
 ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
     """Return whether question and input, and whether answers, differ by less than this weight."""
     return changed_PF[:, :2].sum(1) < most, changed_PF[:, 2] < most
+
+
+def _answer_words(keys_V: Keys, pairs: int) -> Indices:
+    """Count the words of answers by pair, numbers aside: (pairs,)."""
+    kind_V = keys_V >> np.uint64(_PLAIN_SHIFT) & np.uint64((1 << 32 - _PLAIN_SHIFT) - 1)
+    mine_V = keys_V[kind_V == 2 * (FIELDS - 1) + 1]
+    return np.bincount((mine_V >> np.uint64(32)).astype(np.int64), minlength=pairs)
 
 
 def _weigh(keys_V: Keys, pairs: int, weights: Floats) -> npt.NDArray[np.float64]:

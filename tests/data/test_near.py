@@ -240,6 +240,33 @@ def test_a_short_copy_keeps_the_words_of_question_or_answer(
     assert found(rows) == ([(2000, 2001)] if copies else [])
 
 
+def test_a_question_in_a_long_frame_is_a_copy_where_it_is_whole_and_answered_alike() -> None:
+    rng = random.Random(21)
+    asked, answer = sentence(rng, 8), sentence(rng, 8)
+
+    def framed(question: str) -> str:
+        return f"{sentence(rng, 11)} {question} {sentence(rng, 5)}"
+
+    rows = make_rows(2000)
+    rows += [(asked, "", answer), (framed(asked), "", answer)]
+    rows += [(framed(edit(edit(asked, 2), 5)), "", answer), (framed(asked), "", sentence(rng, 8))]
+    rows += [("a fee", "", answer), (framed("a fee"), "", answer)]  # says too little
+    assert found(rows) == [(2000, 2001)]
+
+
+def test_a_query_with_other_names_is_a_copy_where_the_question_is_the_same() -> None:
+    rng = random.Random(22)
+
+    def query() -> str:
+        name, table, key, order = sentence(rng, 4).split()
+        return f"SELECT {name} FROM {table} WHERE {key} > 7 ORDER BY {order} LIMIT 1"
+
+    rows = [(question, "", query()) for question, _, _ in make_rows(2000)]
+    rows += [(rows[5][0], "", query()), (edit(rows[6][0], 3), "", query())]
+    rows += [(rows[7][0], "", sentence(rng, 8))]
+    assert found(rows) == [(5, 2000)]
+
+
 def test_a_crowd_of_copies_hangs_together_and_costs_no_square() -> None:
     rows = make_rows(3000)
     question, given, answer = rows[0]
