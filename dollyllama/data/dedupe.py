@@ -37,6 +37,17 @@ class Cluster:
     dropped: list[int]
 
 
+def why_kept(cluster: Cluster, truncated: npt.NDArray[np.bool_], lengths: Places) -> str:
+    """Why the row stays that stays, by the order of ``near.kept_of``, in words after its name."""
+    cut = truncated[cluster.kept]
+    rivals = [row for row in cluster.dropped if truncated[row] == cut]
+    if not rivals:
+        return "is not cut"
+    if lengths[cluster.kept] > lengths[rivals].max():
+        return "has the longest response"
+    return "comes first"
+
+
 def clusters_of(kept: Places) -> list[Cluster]:
     """The clusters of more than one row, by their first row.
 

@@ -398,9 +398,10 @@ def _columns(raw: Any) -> list[tuple[str, Marked]]:
 
 @dataclass(frozen=True, slots=True)
 class _Cluster:
-    """Copies of a row, what they change marked in them. more: how many are not shown."""
+    """Copies of a row, what they change marked in them. why: it stays. more: are not shown."""
 
     kept: _Row
+    why: str
     copies: list[_Row]
     more: int
 
@@ -436,7 +437,7 @@ def _clusters(prepared: PreparedData) -> _Clusters:
 def _cluster(cluster: dict[str, Any]) -> _Cluster:
     kept, dropped = _row(cluster["kept"]), cluster["dropped"]
     copies = [_copy(_row(each), kept) for each in dropped[:_COPIES]]
-    return _Cluster(kept, copies, len(dropped) - len(copies))
+    return _Cluster(kept, cluster["why"], copies, len(dropped) - len(copies))
 
 
 def _copy(copy: _Row, kept: _Row) -> _Row:

@@ -28,7 +28,7 @@ import numpy.typing as npt
 from dollyllama import config
 from dollyllama.config import Data, Deduplicate, fingerprint
 from dollyllama.data.contamination import find_contamination
-from dollyllama.data.dedupe import Cluster, Places, clusters_of, first_copies
+from dollyllama.data.dedupe import Places, clusters_of, first_copies, why_kept
 from dollyllama.data.example import Rejected, Split
 from dollyllama.data.ingest import (
     Job,
@@ -238,6 +238,9 @@ def _wanted(data: Data, tokenizer: Any, *, seed: int, cache: Path, report: Progr
 
 # --- what looks at all rows ---------------------------------------------------------------------
 
+#: Of copies a row stays that is not cut, then the one with the longest response, in tokens.
+_RANKED_BY = ("truncated", "held_out_supervised")
+
 
 def _combine(
     data: Data,
@@ -258,7 +261,7 @@ def _combine(
     weights = shingle_weights(values, offsets, sources)
     near = find_copies(values, offsets, weights).pairs
     copies = np.concatenate([np.stack([exact[repeated], repeated], axis=1), near])
-    truncated, lengths = corpus.column("truncated"), corpus.column("held_out_supervised")
+    truncated, lengths = (corpus.column(name) for name in _RANKED_BY)
     kept = near_kept = kept_of(cluster_of(copies, len(corpus)), truncated, lengths)
     if embedder is not None:
         assert data.similarity is not None  # config.Data sees to it
@@ -468,7 +471,7 @@ def _save(mix: Mix, manifest: dict[str, Any], folder: Path) -> None:
         np.save(folder / f"{side}.npy", places)
         np.save(folder / f"{side}_lengths.npy", lengths[places])
     _write_lines(folder / REJECTED, _rejected(mix))
-    _write_lines(folder / CLUSTERS, (_cluster(each, mix) for each in mix.clusters))
+    _write_lines(folder / CLUSTERS, _clusters(mix))
     _write_lines(folder / CONTAMINATION, (_contamination(each, mix) for each in mix.found))
     write_json(folder / "manifest.json", manifest)
     names = [path.name for path in sorted(folder.iterdir()) if path.name != _DIGESTS]
@@ -500,9 +503,12 @@ def _rejected(mix: Mix) -> Iterator[str]:
             yield f'{head[:-1]}, "raw": {raw}}}'
 
 
-def _cluster(cluster: Cluster, mix: Mix) -> str:
-    dropped = [_shown(place, mix) for place in cluster.dropped]
-    return json.dumps({"kept": _shown(cluster.kept, mix), "dropped": dropped})
+def _clusters(mix: Mix) -> Iterator[str]:
+    truncated, lengths = (mix.corpus.column(name) for name in _RANKED_BY)
+    for cluster in mix.clusters:
+        dropped = [_shown(place, mix) for place in cluster.dropped]
+        why = why_kept(cluster, truncated, lengths)
+        yield json.dumps({"kept": _shown(cluster.kept, mix), "why": why, "dropped": dropped})
 
 
 def _contamination(found: Found, mix: Mix) -> str:

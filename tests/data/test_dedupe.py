@@ -1,6 +1,6 @@
 import numpy as np
 
-from dollyllama.data.dedupe import Cluster, clusters_of, exact_key, first_copies
+from dollyllama.data.dedupe import Cluster, clusters_of, exact_key, first_copies, why_kept
 from tests.data.build import make_example
 
 
@@ -32,3 +32,11 @@ def test_the_first_row_stands_for_its_copies() -> None:
 def test_clusters_name_the_row_that_stays_wherever_it_stands() -> None:
     kept = np.array([4, 1, 2, 2, 4, 4, 6])
     assert clusters_of(kept) == [Cluster(4, [0, 5]), Cluster(2, [3])]
+
+
+def test_why_a_row_stays() -> None:
+    truncated = np.array([True, False, True, False, True])
+    lengths = np.array([9, 4, 9, 5, 8])
+    assert why_kept(Cluster(1, [0, 2]), truncated, lengths) == "is not cut"
+    assert why_kept(Cluster(3, [0, 1]), truncated, lengths) == "has the longest response"
+    assert why_kept(Cluster(0, [2, 4]), truncated, lengths) == "comes first"

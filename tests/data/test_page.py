@@ -240,7 +240,11 @@ def test_the_largest_clusters_come_first_and_all_are_counted(
     prepared: PreparedData, byte_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
     clusters = [
-        {"kept": shown("sql", number), "dropped": [shown("sql", 900 + number)] * (1 + number % 40)}
+        {
+            "kept": shown("sql", number),
+            "why": "comes first",
+            "dropped": [shown("sql", 900 + number)] * (1 + number % 40),
+        }
         for number in range(200)
     ]
     clusters[7]["dropped"] = [shown("words", 5)]
@@ -252,6 +256,7 @@ def test_the_largest_clusters_come_first_and_all_are_counted(
     dropped = sum(1 + number % 40 for number in range(200)) - 7
     assert f"200 clusters of rows that say the same; {dropped:,} rows are copies" in section
     assert "1 cluster reaches over several sources" in section
+    assert "stays, as it comes first:" in section
 
 
 def test_refused_rows_are_picked_from_every_source_and_the_others_counted(html: str) -> None:

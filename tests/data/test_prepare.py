@@ -365,6 +365,7 @@ def test_near_copies_are_left_out_across_sources_and_named(
         ("a", 1),
         ("b", 0),
     }
+    assert cluster["why"] == "has the longest response"
     exact = run(make_data(sources))
     assert "near_duplicate" not in exact.manifest["total"]["rejected"]
     # Copies that stay are on one side.
