@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from itertools import chain, cycle, islice, zip_longest
+from itertools import cycle, islice
 from typing import Any
 
 from dollyllama.config import RowFormat, Source
@@ -173,12 +173,14 @@ def read_turns(row: Row) -> Fields:
     turns = [turn for turn in row["turns"] if isinstance(turn, str)]
     if not turns:
         raise ValueError("turns holds no text")
-    reference = [str(text) for text in row.get("reference") or []]
-    response = reference[len(turns) - 1] if len(reference) >= len(turns) else ""
-    before = zip_longest(turns[:-1], reference[: len(turns) - 1])
-    spoken = chain.from_iterable((("user", turn), ("assistant", text)) for turn, text in before)
-    history = tuple((role, text) for role, text in spoken if text)
-    return Fields(turns[-1], response, history=history)
+    answers = [str(text) for text in row.get("reference") or []] + [""] * len(turns)
+    spoken = [
+        each
+        for turn, answer in zip(turns, answers, strict=False)
+        for each in (("user", turn), ("assistant", answer))
+    ]
+    history = tuple((role, text) for role, text in spoken[:-2] if text)
+    return Fields(turns[-1], spoken[-1][1], history=history)
 
 
 def read_columns(row: Row) -> Fields:

@@ -318,7 +318,7 @@ def compare(
     renamed_P = same_question_P & (question_P >= _TELLING) & (similarity_P >= SIMILAR_RENAMED)
     if np.any(renamed_P & ~near_P):
         first_P, second_P, both_P = (
-            _answer_words(keys_V, pairs) for keys_V in (first_V, second_V, common_V)
+            _by_kind(keys_V, pairs)[:, -1, 1] for keys_V in (first_V, second_V, common_V)
         )
         renamed_P &= both_P >= _SKELETON * (first_P + second_P - both_P)
         near_P |= renamed_P & (both_P > 0)
@@ -341,17 +341,14 @@ def _same_sides(
     return changed_PF[:, :2].sum(1) < most, changed_PF[:, 2] < most
 
 
-def _answer_words(keys_V: Keys, pairs: int) -> Indices:
-    """Count the words of answers by pair, numbers aside: (pairs,)."""
-    kind_V = keys_V >> np.uint64(_PLAIN_SHIFT) & np.uint64((1 << 32 - _PLAIN_SHIFT) - 1)
-    mine_V = keys_V[kind_V == 2 * (FIELDS - 1) + 1]
-    return np.bincount((mine_V >> np.uint64(32)).astype(np.int64), minlength=pairs)
-
-
 def _weigh(keys_V: Keys, pairs: int, weights: Floats) -> npt.NDArray[np.float64]:
     """Sum the weights by pair, field and kind: (pairs, fields, 2), the second kind plain words."""
+    return _by_kind(keys_V, pairs, weights[bucket(keys_V.astype(np.uint32))])
+
+
+def _by_kind(keys_V: Keys, pairs: int, weights_V: Floats | None = None) -> npt.NDArray[np.float64]:
+    """The same sums of these weights, or of 1 each."""
     slot_V = (keys_V >> np.uint64(_PLAIN_SHIFT)).astype(np.int64)
-    weights_V = weights[bucket(keys_V.astype(np.uint32))]
     slots = np.bincount(slot_V, weights_V, pairs << (32 - _PLAIN_SHIFT)).astype(np.float64)
     return slots.reshape(pairs, 1 << (32 - FIELD_SHIFT), 2)[:, :FIELDS]
 

@@ -88,7 +88,7 @@ def find_semantic_copies(contents: Sequence[Content], embedder: Path, similarity
         "answer": [answer for _, _, answer in contents],
     }
     vectors = [
-        # Without a length it reads beginnings alone.
+        # Left to itself it reads beginnings alone.
         _unit(model.encode(texts, max_length=None, use_multiprocessing=False))
         if texts
         else np.empty((0, 1))

@@ -239,13 +239,13 @@ def _from_pretrained(auto: Any, what: str, path: str, revision: str | None, **se
             raise
         if settings.get("use_safetensors") and local is None:
             _refuse_pickled(path, revision, local_files_only=not answers)
-        lacks = local is not None and not any((local / name).is_file() for name in _VOCABULARIES)
-        if what == "tokenizer" and lacks:
-            raise ValueError(
-                f"{where}: {local} has no tokenizer ({', '.join(_VOCABULARIES)}): copy the model's "
-                f"into it"
-            ) from error
         if local is not None:
+            found = any((local / name).is_file() for name in _VOCABULARIES)
+            if what == "tokenizer" and not found:
+                raise ValueError(
+                    f"{where}: {local} has no tokenizer ({', '.join(_VOCABULARIES)}): copy the "
+                    f"model's into it"
+                ) from error
             why = f"the {what} in {local} cannot be read ({_sentence(error)})"
             raise ValueError(f"{where}: {why}: copy the folder again") from error
         why = _sentence(error) if answers else "it does not answer from here"
