@@ -168,12 +168,18 @@ def read_humaneval(row: Row) -> Fields:
 def read_turns(row: Row) -> Fields:
     """turns: what a user says one after the other, without answers, as FastChat's benchmarks have.
 
-    The last turn is the instruction; ``reference``'s texts, where there are any, the responses.
+    The last turn is the instruction; ``reference``'s texts, one a turn where there are any, the
+    responses; a text by itself is the last one's.
     """
     turns = [turn for turn in row["turns"] if isinstance(turn, str)]
     if not turns:
         raise ValueError("turns holds no text")
-    answers = [str(text) for text in row.get("reference") or []] + [""] * len(turns)
+    reference = row.get("reference") or []
+    if isinstance(reference, str):
+        reference = [*[""] * (len(turns) - 1), reference]
+    if not isinstance(reference, list) or any(not isinstance(each, str) for each in reference):
+        raise ValueError("reference holds something else than texts")
+    answers = reference + [""] * len(turns)
     spoken = [
         each
         for turn, answer in zip(turns, answers, strict=False)

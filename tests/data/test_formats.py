@@ -369,3 +369,26 @@ def test_a_row_of_too_much_text_is_rejected_by_name() -> None:
     row = {"prompt": "p", "response": "x" * MAX_ROW}
     assert refuse(row, RowFormat.prompt_response).reason == "row_too_large"
     read({"prompt": "p", "response": "x" * (MAX_ROW - 1)}, RowFormat.prompt_response)
+
+
+@pytest.mark.parametrize(
+    ("reference", "history", "response"),
+    [
+        (None, [("user", "a")], ""),
+        (["x"], [("user", "a"), ("assistant", "x")], ""),
+        (["x", "y"], [("user", "a"), ("assistant", "x")], "y"),
+        (["", "y", "more"], [("user", "a")], "y"),
+        ("y", [("user", "a")], "y"),
+    ],
+)
+def test_references_are_the_answers_of_turns(
+    reference: Any, history: list[tuple[str, str]], response: str
+) -> None:
+    fields = FORMATS[RowFormat.turns].read({"turns": ["a", "b"], "reference": reference})
+    assert (list(fields.history), fields.instruction, fields.response) == (history, "b", response)
+
+
+@pytest.mark.parametrize("reference", [7, [None], {"a": "b"}])
+def test_references_that_are_no_texts_are_refused(reference: Any) -> None:
+    with pytest.raises(ValueError, match="reference holds something else"):
+        FORMATS[RowFormat.turns].read({"turns": ["a", "b"], "reference": reference})
