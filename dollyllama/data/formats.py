@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import enum
 import json
 import re
 import shlex
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from enum import StrEnum
 from itertools import cycle, islice
 from typing import Any
 
@@ -318,33 +320,61 @@ def _some_of(names: Collection[str]) -> str:
     return ", ".join(shown) + (f" and {more} more" if more else "")
 
 
-def one_object(lists: Sequence[str]) -> str:
-    """What is wrong with a file that is one object; ``lists`` are its keys with lists of rows."""
+class Inside(StrEnum):
+    """What a value of an object may be, when the object is a whole file."""
+
+    rows = enum.auto()  # a list with objects in it
+    row = enum.auto()
+    column = enum.auto()  # an object by the numbers of rows, as pandas writes it
+    other = enum.auto()
+
+    @classmethod
+    def of(cls, value: Any) -> Inside:
+        if isinstance(value, list):
+            return cls.rows if any(isinstance(each, Mapping) for each in value) else cls.other
+        if isinstance(value, Mapping):
+            numbered = value and all(key.isdecimal() for key in value)
+            return cls.column if numbered else cls.row
+        return cls.other
+
+
+def one_object(inside: Mapping[str, Inside]) -> str:
+    """What is wrong with a file that is one object, by what its keys hold."""
     problem = "is one object, not rows (a JSON list, or an object a line)"
-    if not lists:
+    if (way := _way_out(inside)) is None:
         return f"{problem}: write each row in one line of a .jsonl file"
-    key = lists[0]
-    plain = re.fullmatch(r"[A-Za-z_]\w*", key, re.ASCII)
-    path = f".{key}[]" if plain else f".[{json.dumps(key)}][]"
-    hold = "holds a list" if len(lists) == 1 else "hold lists"
-    return (
-        f"{problem}, and {_some_of(lists)} {hold} of objects: write "
-        f"{'it' if len(lists) == 1 else 'one'} by itself, e.g. "
-        f"jq -c {shlex.quote(path)} FILE > NEW.jsonl"
-    )
+    return f"{problem}, and {way}"
+
+
+def _way_out(inside: Mapping[str, Inside]) -> str | None:
+    """How to get at the rows that an object holds; None when it seems to hold none."""
+    lists = [key for key, what in inside.items() if what is Inside.rows]
+    if lists:
+        plain = re.fullmatch(r"[A-Za-z_]\w*", lists[0], re.ASCII)
+        path = f".{lists[0]}[]" if plain else f".[{json.dumps(lists[0])}][]"
+        hold, write = ("holds a list", "it") if len(lists) == 1 else ("hold lists", "one")
+        return (
+            f"{_some_of(lists)} {hold} of objects: write {write} by itself, e.g. "
+            f"jq -c {shlex.quote(path)} FILE > NEW.jsonl"
+        )
+    kinds = set(inside.values())
+    if len(inside) > 1 and kinds == {Inside.row}:
+        return "each key holds one: write those as rows, e.g. jq -c '.[]' FILE > NEW.jsonl"
+    if kinds == {Inside.column}:
+        return (
+            "its keys are columns: write them as rows, e.g. in Python "
+            'pandas.read_json(FILE).to_json(NEW, orient="records", lines=True)'
+        )
+    return None
 
 
 def _refuse_one_object(rows: Sequence[Row], *, name: str, location: str) -> None:
-    """ValueError when the only row of a JSON file holds lists of objects, which may be the rows."""
+    """ValueError when the only row of a JSON file holds objects, which may be the rows."""
     if len(rows) != 1 or not location.endswith((".json", ".json.gz", ".jsonl", ".jsonl.gz")):
         return
-    lists = [
-        key
-        for key, value in rows[0].items()
-        if isinstance(value, list) and any(isinstance(each, Mapping) for each in value)
-    ]
-    if lists:
-        raise ValueError(f"data.sources.{name}: {location} {one_object(lists)}")
+    inside = {key: Inside.of(value) for key, value in rows[0].items()}
+    if _way_out(inside) is not None:
+        raise ValueError(f"data.sources.{name}: {location} {one_object(inside)}")
 
 
 def _check_named(

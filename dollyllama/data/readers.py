@@ -24,7 +24,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TextIO
 
-from dollyllama.data.formats import MAX_ROW, Row, one_object
+from dollyllama.data.formats import MAX_ROW, Inside, Row, one_object
 from dollyllama.hub import hub_answers, root_line
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet", ".csv")
@@ -252,29 +252,30 @@ def _refuse_one_object(path: Path, where: str) -> None:
         try:
             text.peek()
             first = text.line
-            lists = _lists_inside(text)
+            inside = _inside(text)
             last = text.line
             alone = not text.peek()
         except ValueError:
             return  # other files begin so too, and reading them says what is wrong
         if alone and (last > first or text.size > MAX_ROW):
-            raise ValueError(f"{where} {one_object(lists)}")
+            raise ValueError(f"{where} {one_object(inside)}")
 
 
-def _lists_inside(text: _Text) -> list[str]:
-    """Which keys of the object that stands here hold lists of objects."""
-    lists = []
+def _inside(text: _Text) -> dict[str, Inside]:
+    """What the keys of the object that stands here hold."""
+    inside = {}
     text.take("{")
     while True:
         text.peek()
         key = text.value()
         text.take(":")
-        if text.peek() != "[":
-            text.value()
-        elif dict in {type(value) for _, value in _elements(text)}:
-            lists.append(key)
+        if text.peek() == "[":  # perhaps all rows of the file, so one at a time
+            kinds = {type(value) for _, value in _elements(text)}
+            inside[key] = Inside.rows if dict in kinds else Inside.other
+        else:
+            inside[key] = Inside.of(text.value())
         if text.take(",}") == "}":
-            return lists
+            return inside
 
 
 class _Text:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -447,6 +448,15 @@ def test_one_object_over_many_lines_or_longer_than_a_row_is_refused(
 def test_one_object_without_lists_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text('{\n"a": {"b": 1}\n}', encoding="utf-8")
     assert refusal(tmp_path / "a.json").endswith("write each row in one line of a .jsonl file")
+
+
+def test_what_pandas_writes_as_one_object_becomes_rows_as_told(tmp_path: Path) -> None:
+    table = pd.DataFrame(numbered_rows(2000))
+    for orient, way in (("index", "jq -c '.[]' FILE"), ("columns", "pandas.read_json(FILE)")):
+        table.to_json(tmp_path / "a.json", orient=orient, indent=1)
+        assert way in refusal(tmp_path / "a.json")
+    pd.read_json(tmp_path / "a.json").to_json(tmp_path / "new.jsonl", orient="records", lines=True)
+    assert len(read(tmp_path / "new.jsonl")) == 2000
 
 
 @pytest.mark.parametrize("end", ["", "\n", "\n\n"])

@@ -338,6 +338,28 @@ def test_a_file_that_is_one_object_says_where_its_rows_are(
     )
 
 
+ROW = {"question": "q", "answer": "a"}
+
+
+@pytest.mark.parametrize("row_format", [RowFormat.alpaca, RowFormat.columns])
+@pytest.mark.parametrize(
+    ("row", "way"),
+    [
+        ({str(n): ROW for n in range(9)}, r"each key holds one: .* jq -c '\.\[\]' FILE"),
+        ({"q": {"0": "q"}, "a": {"0": "a"}}, "its keys are columns: write them"),
+    ],
+)
+def test_a_file_that_is_an_object_of_objects_says_how_to_write_its_rows(
+    row_format: RowFormat, row: dict[str, Any], way: str
+) -> None:
+    columns = named(instruction="text") if row_format is RowFormat.columns else None
+    with pytest.raises(ValueError, match=f"is one object, not rows .*, and {way}"):
+        check([row], row_format, columns)
+    if row_format is RowFormat.columns:  # one that has some other objects is a row
+        with pytest.raises(ValueError, match=r"text is no column of f\.jsonl: "):
+            check([{**row, "n": 1}], row_format, columns)
+
+
 def test_a_single_row_with_a_list_of_objects_is_told_of_the_format_that_fits() -> None:
     row = {"messages": [{"role": "user", "content": "q"}]}
     with pytest.raises(ValueError, match=r"format=messages would fit"):
