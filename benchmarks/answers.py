@@ -3,8 +3,10 @@
     python -m benchmarks.answers RUN [--rows 48] [--rounds 3]
 
 One process; the sizes take turns after a round that does not count, and write with the run's
-decoding. Tokens a second are all that was written, reading the prompts included; ratios are within
-a round. Answers that differ from those one at a time are counted: roundings decide between tokens.
+decoding. LoRA goes as in every verb (``fast_inference``), and for two sizes through PEFT, by dense
+weights as well. Tokens a second are all that was written, reading the prompts included; ratios are
+within a round. Answers that differ from those one at a time are counted: roundings decide between
+tokens.
 """
 
 from __future__ import annotations
@@ -19,11 +21,16 @@ from dollyllama.data.prepare import prepare
 from dollyllama.data.prompt import build_prompt
 from dollyllama.decoding.generate import generate
 from dollyllama.evaluation.suite import select
+from dollyllama.fast.attach import fast_inference
 from dollyllama.model.dense import dense_weights
 from dollyllama.run import restore
 from dollyllama.verbs.parser import open_run
 
-SIZES = (1, 4, 16, 48)
+#: How many prompts at a time, and what the model is under meanwhile.
+SIDES = [
+    *((size, fast_inference) for size in (1, 4, 16, 48)),
+    *((size, dense_weights) for size in (1, 16)),
+]
 
 
 def main() -> None:
@@ -39,25 +46,28 @@ def main() -> None:
         build_prompt(each.example, run_config.data.prompt, tokenizer)
         for each in select(data.held_out, given.rows)
     ]
-    rates: dict[int, list[float]] = {size: [] for size in SIZES}
-    texts: dict[int, list[str]] = {}
+    rates: list[list[float]] = [[] for _ in SIDES]
+    texts: list[list[str]] = [[] for _ in SIDES]
+    order = list(range(len(SIDES)))
     for number in range(given.rounds + 1):
-        for size in SIZES if number % 2 else SIZES[::-1]:
-            with dense_weights(model):
+        for side in order if number % 2 else reversed(order):
+            size, during = SIDES[side]
+            with during(model):
                 started = time.perf_counter()
                 answers = generate(
                     model, tokenizer, prompts, run_config.decoding, batch_size=size, seed=0
                 )
                 seconds = time.perf_counter() - started
-            texts[size] = [each.text for each in answers]
+            texts[side] = [each.text for each in answers]
             if number:
-                rates[size].append(sum(each.tokens for each in answers) / seconds)
+                rates[side].append(sum(each.tokens for each in answers) / seconds)
     print(f"{len(prompts)} prompts, {run_config.decoding.strategy}, {model.device}")
-    print(f"{'at a time':>9}{'tokens/s':>10}  {'ratio (range)':22}other answers")
-    for size, found in rates.items():
-        ratios = [one / alone for one, alone in zip(found, rates[1], strict=True)]
-        other = sum(one != alone for one, alone in zip(texts[size], texts[1], strict=True))
-        print(f"{size:9}{statistics.median(found):10,.0f}  {spread(ratios):22}{other}")
+    print(f"{'at a time':>9}  {'LoRA':6}{'tokens/s':>10}  {'ratio (range)':22}other answers")
+    for (size, during), found, text in zip(SIDES, rates, texts, strict=True):
+        way = "ours" if during is fast_inference else "PEFT's"
+        ratios = [one / alone for one, alone in zip(found, rates[0], strict=True)]
+        other = sum(one != alone for one, alone in zip(text, texts[0], strict=True))
+        print(f"{size:9}  {way:6}{statistics.median(found):10,.0f}  {spread(ratios):22}{other}")
 
 
 if __name__ == "__main__":

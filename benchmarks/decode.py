@@ -5,7 +5,7 @@
 One process, random weights: the cost of a token does not depend on what it is. The classic
 way is that of transformers 4.46.3, the last that had contrastive search: k copies of the cache, a
 pass over k rows, and the chosen copy kept. "generate" is greedy search by transformers' own
-``generate``, as it is today. Ours run as this project's verbs run them, under ``dense_weights``.
+``generate``, as it is today. Ours run as this project's verbs run them, under ``fast_inference``.
 Each side reads the same prompt and then writes the same number of tokens. Ours take turns token by
 token, as machines change their speed within a round, the others after them; a first round does not
 count. Time a token leaves out reading the prompt and the first token, before which weights are
@@ -36,8 +36,8 @@ from dollyllama.decoding.contrastive import contrastive_tokens, largest_similari
 from dollyllama.decoding.generate import greedy, next_tokens
 from dollyllama.decoding.penalty import adaptive, fixed
 from dollyllama.decoding.stream import Stream
+from dollyllama.fast.attach import fast_inference
 from dollyllama.latency.measure import peak, reset_peak
-from dollyllama.model.dense import dense_weights
 
 ALPHA, K, Q = 0.6, 4, 1.0
 #: Times a token that are compared.
@@ -136,7 +136,7 @@ def write(
     ids_BT = torch.randint(3, 32_000, (batch, context), generator=generator).to(model.device)
     if sides[0] == "generate":
         return [by_generate(model, ids_BT, tokens)]
-    with nullcontext() if sides[0] == "classic" else dense_weights(model):
+    with nullcontext() if sides[0] == "classic" else fast_inference(model):
         streams = [STREAMS[side](model, ids_BT, torch.ones_like(ids_BT)) for side in sides]
         written = [[next(stream).tolist(), stream.send(None).tolist()] for stream in streams]
         seconds = [0.0] * len(streams)

@@ -36,7 +36,7 @@ from dollyllama.evaluation.metric import Metric
 from dollyllama.evaluation.suite import Evaluated, evaluate, select, shared_losses
 from dollyllama.evaluation.table import compare_table
 from dollyllama.explain import one_line
-from dollyllama.fast.attach import left_out
+from dollyllama.fast.attach import fast_inference, left_out
 from dollyllama.files import (
     damaged,
     locked,
@@ -48,7 +48,6 @@ from dollyllama.files import (
     write_text,
 )
 from dollyllama.model.adapter import attach_adapter, count_parameters, load_adapter, save_adapter
-from dollyllama.model.dense import dense_weights
 from dollyllama.model.load import load_base, load_merged, load_tokenizer
 from dollyllama.model.merge import Base, write_merged
 from dollyllama.model.precision import dtype_census, products_in, upcast
@@ -346,7 +345,7 @@ def measure(
 ) -> Evaluated:
     """Evaluate a model on held-out examples as the config says."""
     evaluation = run_config.evaluation
-    with stage_bar("evaluation") as progress, dense_weights(model):
+    with stage_bar("evaluation") as progress, fast_inference(model):
         return evaluate(
             model,
             tokenizer,
@@ -590,7 +589,7 @@ def _loss_by_source(
     examples = select(held_out, evaluation.loss_examples)
 
     def evaluate_loss(step: int) -> dict[str, float]:
-        with dense_weights(model):
+        with fast_inference(model):
             losses = shared_losses(
                 model,
                 examples,

@@ -57,7 +57,7 @@ def main(arguments: Sequence[str]) -> int:
     from dollyllama.data.formats import sql_instruction
     from dollyllama.data.prompt import build_prompt
     from dollyllama.decoding.generate import stream
-    from dollyllama.model.dense import dense_weights
+    from dollyllama.fast.attach import fast_inference
     from dollyllama.run import restore
 
     model, tokenizer = restore(run_config, given.run)
@@ -73,7 +73,7 @@ def main(arguments: Sequence[str]) -> int:
             seed=run_config.seed,
         )
 
-    with dense_weights(model):
+    with fast_inference(model):
         if given.instruction is not None:
             _show(pieces(given.instruction))
         else:
@@ -130,8 +130,8 @@ def _answer_file(run_config: Any, run: Path, source: Path, output: Path) -> int:
 
     from dollyllama.answers import answer_lines, read_requests, resume_at
     from dollyllama.bars import stage_bar
+    from dollyllama.fast.attach import fast_inference
     from dollyllama.files import digest
-    from dollyllama.model.dense import dense_weights
     from dollyllama.run import require_adapter, restore
 
     requests = read_requests(source)
@@ -145,7 +145,7 @@ def _answer_file(run_config: Any, run: Path, source: Path, output: Path) -> int:
     done = resume_at(output, requests, settings)
     if done < len(requests):
         model, tokenizer = restore(run_config, run)
-        with stage_bar("answers") as progress, dense_weights(model):
+        with stage_bar("answers") as progress, fast_inference(model):
             answer_lines(
                 model,
                 tokenizer,

@@ -43,7 +43,7 @@ def main(arguments: Sequence[str]) -> int:
     if missing:
         raise ValueError(f"serve needs {', '.join(missing)}: pip install -e '.[serve]'")
 
-    from dollyllama.model.dense import dense_weights
+    from dollyllama.fast.attach import fast_inference
     from dollyllama.serving.guard import is_loopback
     from dollyllama.serving.server import Server, bind
 
@@ -76,7 +76,7 @@ def main(arguments: Sequence[str]) -> int:
         port = bound.getsockname()[1]
         host = f"[{given.host}]" if ":" in given.host else given.host
         greeting = _greeting(f"http://{host}:{port}", settings.model, given.api_key_env)
-        with dense_weights(model):
+        with fast_inference(model):
             Server(app, engine, greeting=greeting).run(sockets=[bound])
     return 0
 

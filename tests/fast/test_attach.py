@@ -23,8 +23,8 @@ from transformers import (
 
 from dollyllama.config import Upcast
 from dollyllama.fast import attach
-from dollyllama.fast.attach import fast_path, left_out
-from dollyllama.model.dense import dense_weight
+from dollyllama.fast.attach import fast_inference, fast_path, left_out
+from dollyllama.model.dense import dense_weight, dense_weights
 from dollyllama.model.precision import upcast
 from tests.model.build import load, make_tokenizer, some_ids, write_model
 
@@ -271,6 +271,64 @@ def test_evaluation_and_what_comes_after_are_untouched() -> None:
         model(input_ids=ids)
     assert torch.equal(model.eval()(input_ids=ids).logits, before)
     assert [module.__dict__.get("forward") for module in model.modules()] == forwards
+
+
+def assert_answers_keep_their_bits(model: Any, *, through_peft: int = 0) -> None:
+    """One token and many; ``through_peft``: how many layers are left to PEFT."""
+    called: list[nn.Module] = []
+    for name, module in model.eval().named_modules():
+        if name.endswith("lora_A.default"):
+            module.register_forward_hook(lambda module, *_: called.append(module))
+    for ids in (some_ids(1, 1), some_ids(2, 20)):
+        with torch.no_grad():
+            with dense_weights(model):
+                theirs = model(input_ids=ids).logits
+            called.clear()
+            with fast_inference(model):
+                ours = model(input_ids=ids).logits
+        assert len(called) == through_peft
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("method", ["nf4", "fp4", "int8", "none"])
+@pytest.mark.parametrize("what", [Upcast.norms, Upcast.none, Upcast.all])
+@pytest.mark.parametrize("tiles", [True, False])
+def test_answers_keep_their_bits_on_any_base(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, what: Upcast, tiles: bool
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: tiles)
+    base = load(write_model(tmp_path), make_tokenizer(), method)
+    upcast(base, what)
+    assert_answers_keep_their_bits(adapt(base, lora_dropout=0.3))
+
+
+@pytest.mark.parametrize(
+    ("settings", "through_peft"),
+    [
+        ({"use_rslora": True}, 0),
+        ({"targets": ["q_proj", "down_proj", "lm_head"]}, 0),
+        ({"rank_pattern": {"k_proj": 2}, "alpha_pattern": {"v_proj": 3}}, 0),
+        ({"targets": ["q_proj"], "lora_bias": True}, 2),
+    ],
+)
+def test_answers_keep_their_bits_under_any_lora(
+    settings: dict[str, Any], through_peft: int
+) -> None:
+    assert_answers_keep_their_bits(make(**settings), through_peft=through_peft)
+
+
+def test_an_adapter_that_is_switched_off_stays_so_in_answers() -> None:
+    model = make().eval()
+    ids = some_ids()
+    with torch.no_grad():
+        adapted = model(input_ids=ids).logits
+        with model.disable_adapter():
+            alone = model(input_ids=ids).logits
+            with fast_inference(model):
+                assert torch.equal(model(input_ids=ids).logits, alone)
+        with fast_inference(model):
+            assert torch.equal(model(input_ids=ids).logits, adapted)
+    assert not torch.equal(adapted, alone)
 
 
 def test_layers_of_a_group_that_read_different_inputs_are_computed_apart(
