@@ -295,6 +295,7 @@ def test_a_config_error_is_one_line_from_one_process(tmp_path: Path) -> None:
     assert "Terminated" not in said(folder)
 
 
+@pytest.mark.slow
 def test_the_others_read_no_command_of_their_own(tmp_path: Path) -> None:
     """One that refused it before the first had said why would have that ended by the launcher."""
     # Held open, as torchrun does: a port that was free a moment ago can be taken.
@@ -302,7 +303,8 @@ def test_the_others_read_no_command_of_their_own(tmp_path: Path) -> None:
     both = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(place.port), "WORLD_SIZE": "2"}
     both["TORCHELASTIC_USE_AGENT_STORE"] = "True"
     first, other = tmp_path / "first", tmp_path / "other"
-    runs = [start(first, **both, RANK="0"), start(other, "lora.rr=3", **both, RANK="1")]
+    short = ("trainer.epochs=null", "trainer.max_steps=1")
+    runs = [start(first, *short, **both, RANK="0"), start(other, "lora.rr=3", **both, RANK="1")]
     try:
         assert runs[0].wait(HANGS) == 0, said(first)
         assert runs[1].wait(HANGS) == 0, said(other)

@@ -120,6 +120,7 @@ def copied_tree(tmp_path: Path) -> Path:
     return conf
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("group", "name"), PRESETS, ids=str)
 def test_a_preset_restates_nothing(group: str, name: str, tmp_path: Path) -> None:
     base = ["experiment=dollyllama_3b"] if group == "debug" else []

@@ -184,7 +184,9 @@ def end_group(process: subprocess.Popen[bytes]) -> None:
     os.killpg(process.pid, signal.SIGTERM)
 
 
-@pytest.mark.parametrize("end", [subprocess.Popen.terminate, end_group])
+@pytest.mark.parametrize(
+    "end", [pytest.param(subprocess.Popen.terminate, marks=pytest.mark.slow), end_group]
+)
 def test_sigterm_to_a_sweep_lets_its_cell_write_a_checkpoint(
     tmp_path: Path, end: Callable[[subprocess.Popen[bytes]], None]
 ) -> None:

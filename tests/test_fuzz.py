@@ -192,7 +192,7 @@ LIST = st.lists(OVERRIDE, min_size=1, max_size=3)
 
 
 @seed(0)
-@settings(max_examples=100, **COMMON)
+@settings(max_examples=50, **COMMON)
 @given(LIST)
 def test_overrides_run_or_are_refused_in_one_line(overrides: list[str]) -> None:
     of_overrides(overrides)

@@ -364,6 +364,7 @@ def move(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DOLLYLLAMA_CACHE", str(machine / "cache"))
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_from_its_mirror_to_the_same_adapter(
     bucket: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -380,15 +381,15 @@ def test_an_interrupted_run_goes_on_from_its_mirror_to_the_same_adapter(
 
     with monkeypatch.context() as during:
         during.setattr(remote.Mirror, "try_update", upload_and_interrupt)
-        assert run(composed, folder).status is Status.interrupted
+        assert run(composed, folder, expect_memory=False).status is Status.interrupted
     shutil.rmtree(folder)
     shutil.rmtree(tmp_path / "cache")
     assert [name for name in remote.names("s3://bucket/mirrored/one") if "state.pt" in name] == [
         f"checkpoints/checkpoint-{step}/state.pt" for step in (1, 2)
     ]
     remote.fetch("s3://bucket/mirrored/one", folder)
-    assert run(composed, folder).status is Status.finished
-    run(launch.compose_run(UNMEASURED), tmp_path / "undisturbed")
+    assert run(composed, folder, expect_memory=False).status is Status.finished
+    run(launch.compose_run(UNMEASURED), tmp_path / "undisturbed", expect_memory=False)
     assert weights(folder) == weights(tmp_path / "undisturbed")
 
 
@@ -523,7 +524,7 @@ def test_a_mirror_that_cannot_be_written_to_ends_the_run_before_its_work(
 ) -> None:
     composed = launch.compose_run([*UNMEASURED, "tracking.mirror=s3://nobucket/runs"])
     with pytest.raises(ValueError, match=r"^s3://nobucket/runs/one/config\.yaml cannot be written"):
-        run(composed, tmp_path / "one")
+        run(composed, tmp_path / "one", expect_memory=False)
     assert not (tmp_path / "one" / "data.json").exists()
 
 
@@ -538,7 +539,7 @@ def test_a_mirror_that_goes_meanwhile_does_not_end_the_training(
     gone = threading.Thread(target=remove_when, args=(bucket, "passing", folder / "data.json"))
     gone.start()
     with pytest.raises(ValueError, match=r"one is finished, but s3://passing/.*copies it again$"):
-        run(composed, folder)
+        run(composed, folder, expect_memory=False)
     gone.join()
     assert "not mirrored: s3://passing/runs/one/" in capsys.readouterr().err
     assert json.loads((folder / "result.json").read_text("utf-8"))["status"] == "finished"
