@@ -35,8 +35,9 @@ def fast_path(model: Any) -> Iterator[None]:
 def fast_inference(model: Any) -> Iterator[None]:
     """Let the model evaluate and answer faster: by dense weights, LoRA without PEFT's own steps.
 
-    For evaluation mode: there is no dropout and no backward pass. Of a token, PEFT's steps take
-    longer than LoRA's products; those keep their bits. What is not known goes on through PEFT.
+    For evaluation mode, and an adapter that is neither merged nor switched meanwhile: there is no
+    dropout and no backward pass. On a small model PEFT's steps take longer than LoRA's products;
+    those keep their bits. What is not known goes on through PEFT.
     """
     adapted = [
         (module, _adapted(layer))
