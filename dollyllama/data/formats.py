@@ -332,10 +332,11 @@ class Inside(StrEnum):
     def of(cls, value: Any) -> Inside:
         if isinstance(value, list):
             return cls.rows if any(isinstance(each, Mapping) for each in value) else cls.other
-        if isinstance(value, Mapping):
-            numbered = value and all(key.isdecimal() for key in value)
-            return cls.column if numbered else cls.row
-        return cls.other
+        if not isinstance(value, Mapping) or all(
+            isinstance(each, Mapping | list) for each in value.values()
+        ):
+            return cls.other
+        return cls.column if all(key.isdecimal() for key in value) else cls.row
 
 
 def one_object(inside: Mapping[str, Inside]) -> str:
@@ -359,11 +360,11 @@ def _way_out(inside: Mapping[str, Inside]) -> str | None:
         )
     kinds = set(inside.values())
     if len(inside) > 1 and kinds == {Inside.row}:
-        return "each key holds one: write those as rows, e.g. jq -c '.[]' FILE > NEW.jsonl"
+        return "each key may hold one: write those as rows, e.g. jq -c '.[]' FILE > NEW.jsonl"
     if kinds == {Inside.column}:
         return (
             "its keys are columns: write them as rows, e.g. in Python "
-            'pandas.read_json(FILE).to_json(NEW, orient="records", lines=True)'
+            'pandas.read_json(FILE, dtype=False).to_json(NEW, orient="records", lines=True)'
         )
     return None
 
@@ -384,7 +385,8 @@ def _check_named(
     for ours, path in columns.items():
         if path in found:
             continue
-        _refuse_one_object(rows, name=name, location=location)
+        if "." not in path:  # who asks for a place inside an object means a row
+            _refuse_one_object(rows, name=name, location=location)
         near = get_close_matches(path, found, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}? " if near else ""
         raise ValueError(

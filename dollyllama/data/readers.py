@@ -268,6 +268,8 @@ def _inside(text: _Text) -> dict[str, Inside]:
     while True:
         text.peek()
         key = text.value()
+        if not isinstance(key, str):
+            raise text.error("is not JSON: a key is no text")
         text.take(":")
         if text.peek() == "[":  # perhaps all rows of the file, so one at a time
             kinds = {type(value) for _, value in _elements(text)}

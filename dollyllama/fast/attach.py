@@ -36,8 +36,9 @@ def fast_inference(model: Any) -> Iterator[None]:
     """Let the model evaluate and answer faster: by dense weights, LoRA without PEFT's own steps.
 
     For evaluation mode, and an adapter that is neither merged nor switched meanwhile: there is no
-    dropout and no backward pass. On a small model PEFT's steps take longer than LoRA's products;
-    those keep their bits. What is not known goes on through PEFT.
+    dropout and no backward pass. On a small model PEFT's steps take longer than LoRA's products.
+    Results keep their bits, but where dense weights would pack LoRA's own matrices (of 2^17 numbers
+    and more), which they are not here. What is not known goes on through PEFT.
     """
     adapted = [
         (module, _adapted(layer))
@@ -148,6 +149,8 @@ def _projection_or_reason(module: nn.Module) -> Projection | str | None:
     if len(module.active_adapters) != 1 or module.merged or module.disable_adapters:
         return "not exactly one active adapter"
     (adapter,) = module.active_adapters
+    if adapter not in module.lora_A:
+        return "the active adapter is not on the layer"
     if adapter in module.lora_variant:
         return type(module.lora_variant[adapter]).__name__.removesuffix("LinearVariant")
     a, b, dropout = (each[adapter] for each in (module.lora_A, module.lora_B, module.lora_dropout))

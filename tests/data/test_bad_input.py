@@ -451,12 +451,26 @@ def test_one_object_without_lists_is_refused(tmp_path: Path) -> None:
 
 
 def test_what_pandas_writes_as_one_object_becomes_rows_as_told(tmp_path: Path) -> None:
-    table = pd.DataFrame(numbered_rows(2000))
-    for orient, way in (("index", "jq -c '.[]' FILE"), ("columns", "pandas.read_json(FILE)")):
+    rows = [
+        {**row, "digits": f"0{n}", "date": "2020-01-01"} for n, row in enumerate(numbered_rows(99))
+    ]
+    table = pd.DataFrame(rows)
+    for orient, way in (
+        ("index", "jq -c '.[]' FILE"),
+        ("columns", "pandas.read_json(FILE, dtype=False)"),
+    ):
         table.to_json(tmp_path / "a.json", orient=orient, indent=1)
         assert way in refusal(tmp_path / "a.json")
-    pd.read_json(tmp_path / "a.json").to_json(tmp_path / "new.jsonl", orient="records", lines=True)
-    assert len(read(tmp_path / "new.jsonl")) == 2000
+    pd.read_json(tmp_path / "a.json", dtype=False).to_json(
+        tmp_path / "new.jsonl", orient="records", lines=True
+    )
+    assert read(tmp_path / "new.jsonl") == rows
+
+
+@pytest.mark.parametrize("text", ['{["a"]: 1\n}', '{{"a": 1}: 1\n}', '{1: [{"a": 1}]\n}'])
+def test_an_object_whose_keys_are_no_texts_is_no_json(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.json").write_text(text, encoding="utf-8")
+    assert "line 1 is not JSON: Expecting property name" in refusal(tmp_path / "a.json")
 
 
 @pytest.mark.parametrize("end", ["", "\n", "\n\n"])

@@ -345,7 +345,7 @@ ROW = {"question": "q", "answer": "a"}
 @pytest.mark.parametrize(
     ("row", "way"),
     [
-        ({str(n): ROW for n in range(9)}, r"each key holds one: .* jq -c '\.\[\]' FILE"),
+        ({str(n): ROW for n in range(9)}, r"each key may hold one: .* jq -c '\.\[\]' FILE"),
         ({"q": {"0": "q"}, "a": {"0": "a"}}, "its keys are columns: write them"),
     ],
 )
@@ -358,6 +358,12 @@ def test_a_file_that_is_an_object_of_objects_says_how_to_write_its_rows(
     if row_format is RowFormat.columns:  # one that has some other objects is a row
         with pytest.raises(ValueError, match=r"text is no column of f\.jsonl: "):
             check([{**row, "n": 1}], row_format, columns)
+
+
+def test_a_typing_error_in_a_place_inside_a_single_row_gets_the_nearest() -> None:
+    row = {"q": {"text": "x"}, "a": {"text": "y"}}
+    with pytest.raises(ValueError, match=r"did you mean q\.text\?"):
+        check([row], RowFormat.columns, named(instruction="q.txt", response="a.text"))
 
 
 def test_a_single_row_with_a_list_of_objects_is_told_of_the_format_that_fits() -> None:

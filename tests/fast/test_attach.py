@@ -317,6 +317,14 @@ def test_answers_keep_their_bits_under_any_lora(
     assert_answers_keep_their_bits(make(**settings), through_peft=through_peft)
 
 
+def test_a_layer_that_lacks_the_active_adapter_is_left_to_peft() -> None:
+    model = make(targets=["q_proj"])
+    model.add_adapter("b", LoraConfig(target_modules=["v_proj"], init_lora_weights=False))
+    model.set_adapter("b")
+    assert left_out(model) == ["the active adapter is not on the layer"]
+    assert_answers_keep_their_bits(model)
+
+
 def test_an_adapter_that_is_switched_off_stays_so_in_answers() -> None:
     model = make().eval()
     ids = some_ids()
