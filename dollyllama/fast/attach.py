@@ -8,7 +8,6 @@ from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
 
 from dollyllama.fast.projections import Projection, project
 from dollyllama.model.dense import dense_weights
@@ -37,11 +36,10 @@ def fast_inference(model: Any) -> Iterator[None]:
 
     For evaluation mode, and an adapter that is neither merged nor switched meanwhile: there is no
     dropout and no backward pass. On a small model PEFT's steps take longer than LoRA's products.
-    Results keep their bits, but where dense weights would pack LoRA's own matrices (of 2^17 numbers
-    and more), which they are not here. What is not known goes on through PEFT.
+    Results keep their bits. What is not known goes on through PEFT.
     """
     adapted = [
-        (module, _adapted(layer))
+        (module, _adapted(module, layer))
         for module in model.modules()
         if isinstance(layer := _projection_or_reason(module), Projection) and layer.a is not None
     ]
@@ -70,17 +68,18 @@ def _in_training(module: nn.Module, fast: Callable[[Tensor], Tensor]) -> Callabl
     return forward
 
 
-def _adapted(layer: Projection) -> Callable[[Tensor], Tensor]:
+def _adapted(module: Any, layer: Projection) -> Callable[[Tensor], Tensor]:
     """What a layer and its LoRA compute outside training, in the dtypes that PEFT does it in."""
-    assert layer.a is not None
-    assert layer.b is not None
-    base, a_RI, b_OR, scaling = layer.base, layer.a.detach(), layer.b.detach(), layer.scaling
+    (adapter,) = module.active_adapters
+    # The layers themselves, for dense weights pack those of them that are large.
+    base, a, b, scaling = layer.base, module.lora_A[adapter], module.lora_B[adapter], layer.scaling
+    dtype = a.weight.dtype
     # On a plain layer PEFT rounds the sum alone, on a quantised one what is added before.
     plain = type(base) is nn.Linear
 
     def forward(x: Tensor) -> Tensor:
         y: Tensor = base(x)
-        update = linear(linear(x.to(a_RI.dtype), a_RI), b_OR).mul_(scaling)
+        update = b(a(x.to(dtype))).mul_(scaling)
         return y.add_(update if plain else update.to(y.dtype))
 
     return forward

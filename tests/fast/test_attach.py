@@ -277,7 +277,7 @@ def assert_answers_keep_their_bits(model: Any, *, through_peft: int = 0) -> None
     """One token and many; ``through_peft``: how many layers are left to PEFT."""
     called: list[nn.Module] = []
     for name, module in model.eval().named_modules():
-        if name.endswith("lora_A.default"):
+        if name.endswith("lora_dropout.default"):  # which PEFT asks in evaluation as well
             module.register_forward_hook(lambda module, *_: called.append(module))
     for ids in (some_ids(1, 1), some_ids(2, 20)):
         with torch.no_grad():
@@ -309,6 +309,7 @@ def test_answers_keep_their_bits_on_any_base(
         ({"targets": ["q_proj", "down_proj", "lm_head"]}, 0),
         ({"rank_pattern": {"k_proj": 2}, "alpha_pattern": {"v_proj": 3}}, 0),
         ({"targets": ["q_proj"], "lora_bias": True}, 2),
+        ({"r": 2048}, 0),  # so large that dense weights pack LoRA's own
     ],
 )
 def test_answers_keep_their_bits_under_any_lora(
