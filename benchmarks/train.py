@@ -219,6 +219,7 @@ def ladder() -> dict[str, Side]:
     no_path = mock.patch("dollyllama.training.fit.fast_path", contextlib.nullcontext)
     masks = mock.patch("dollyllama.fast.projections.draw_dropped", draw_mask)
     as_asked = mock.patch("dollyllama.fast.projections.products_in", lambda dtype, device: dtype)
+    apart = mock.patch("dollyllama.data.batches._LEAST_SHARED", 2**40)
     padded, grouped = config.Batching.padded, config.Batching.length_grouped
 
     def ours(*without: Any, batching: config.Batching = config.Batching.packed) -> Side:
@@ -228,10 +229,11 @@ def ladder() -> dict[str, Side]:
         "TRL, padded": partial(train_trl, batching="padded"),
         "ours, padded": ours(no_path, batching=padded),
         "+ rows of like length": ours(no_path, batching=grouped),
-        "+ packed": ours(no_path),
-        "+ joined projections": ours(masks, as_asked),
-        "+ dropout by places": ours(as_asked),
-        OURS: train_ours,  # and products in float32, where that is faster
+        "+ packed": ours(no_path, apart),
+        "+ joined projections": ours(masks, as_asked, apart),
+        "+ dropout by places": ours(as_asked, apart),
+        "+ products in float32": ours(apart),  # where that is faster
+        OURS: train_ours,  # and what rows start with once
     }
 
 

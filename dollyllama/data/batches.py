@@ -3,7 +3,8 @@
 Which rows share a batch is decided before training from lengths and a seed alone, so that a resumed
 run meets the very same batches. The collators are pure functions of the rows of one batch.
 
-B rows of a batch, T tokens of its longest row (all its tokens when packed), N supervised tokens.
+B rows of a batch, T tokens of its longest row (all that are computed when packed), R tokens of all
+its rows, N supervised tokens.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, insort
 from collections.abc import Callable, Sequence
-from itertools import accumulate
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
@@ -32,6 +34,9 @@ _STRETCH_BATCHES = 50
 #: Places of a packed batch come in multiples of this. oneDNN prepares a kernel for each new number
 #: of them and keeps it (docs/log.md).
 MULTIPLE = 16
+
+#: Fewer tokens than this are computed for each row anew, though several rows start with them.
+_LEAST_SHARED = 16
 
 
 def plan_epoch(
@@ -112,7 +117,8 @@ def _padded_tokens(batch: Batch, lengths: Sequence[int]) -> int:
 
 
 def _packed_tokens(batch: Batch, lengths: Sequence[int]) -> int:
-    return sum(lengths[row] for row in batch)
+    # Rows that start alike share that, so of equally many tokens fewer rows take more memory.
+    return sum(lengths[row] - _LEAST_SHARED for row in batch)
 
 
 def collate_padded(rows: Sequence[EncodedExample], *, pad_id: int) -> dict[str, Tensor]:
@@ -141,25 +147,86 @@ def padding_behind(places: int) -> int:
 def collate_packed(rows: Sequence[EncodedExample]) -> dict[str, Any]:
     """Lay rows out one after the other in a single row, each with positions from 0.
 
-    Behind them comes a row of padding, if any (``padding_behind``), of token 0 without loss.
+    What several rows start with (a prompt's frame, say) stands there once: no token sees what comes
+    behind it, so it is the same for all of them. The batch is made of segments, and a row is one
+    segment or several. Behind them comes a row of padding, if any (``padding_behind``), of token 0
+    without loss.
 
-    Returns input_ids_1T and labels_1T as ``collate_padded`` has them, position_ids_1T (int64), and
-    what attention needs to keep the rows apart: row_lengths (a number for each, the padding's
-    included) and row_starts (int32, their cumulative lengths from 0).
+    Returns input_ids_1T and position_ids_1T (int64); labels_1R, as ``collate_padded`` has them, and
+    row_places_R, where in the batch the tokens of all rows stand (the padding's included); and what
+    attention needs to keep the rows apart: row_lengths, row_starts (int32, their cumulative lengths
+    from 0), and, where rows share segments, segment_lengths and row_segments, the segments of each
+    row.
     """
-    lengths = [len(row.ids) for row in rows]
-    ids, labels = [_int64(row.ids) for row in rows], [row.labels for row in rows]
-    if padding := padding_behind(sum(lengths)):
-        lengths.append(padding)
+    ids = [_int64(row.ids) for row in rows]
+    labels = [row.labels for row in rows]
+    segments, row_segments = _segments(ids)
+    if padding := padding_behind(sum(segment.length for segment in segments)):
+        row_segments.append([len(segments)])
+        segments.append(_Segment(len(ids), 0, padding))
         ids.append(np.zeros(padding, np.int64))
         labels.append(np.full(padding, IGNORED))
-    return {
-        "input_ids": torch.from_numpy(np.concatenate(ids))[None],
+    starts = [0, *accumulate(segment.length for segment in segments)]
+    places = [np.arange(start, stop) for start, stop in pairwise(starts)]
+    batch = {
+        "input_ids": torch.from_numpy(
+            np.concatenate([ids[each.row][each.start : each.stop] for each in segments])
+        )[None],
+        "position_ids": torch.cat([torch.arange(each.start, each.stop) for each in segments])[None],
         "labels": torch.from_numpy(np.concatenate(labels))[None],
-        "position_ids": torch.cat([torch.arange(length) for length in lengths])[None],
-        "row_lengths": lengths,
-        "row_starts": torch.tensor([0, *accumulate(lengths)], dtype=torch.int32),
+        "row_places": torch.from_numpy(
+            np.concatenate([places[number] for row in row_segments for number in row])
+        ),
+        "row_lengths": [len(each) for each in ids],
+        "row_starts": torch.tensor([0, *accumulate(map(len, ids))], dtype=torch.int32),
     }
+    if row_segments != [[number] for number in range(len(segments))]:
+        batch["segment_lengths"] = [each.length for each in segments]
+        batch["row_segments"] = row_segments
+    return batch
+
+
+@dataclass(frozen=True, slots=True)
+class _Segment:
+    """Tokens [start, stop) of a row, and of all others that are made of it."""
+
+    row: int
+    start: int
+    stop: int
+
+    @property
+    def length(self) -> int:
+        return self.stop - self.start
+
+
+def _segments(ids: Sequence[NDArray[np.int64]]) -> tuple[list[_Segment], list[list[int]]]:
+    """The segments of a batch, and of each row the numbers of those that it is made of."""
+    segments: list[_Segment] = []
+    row_segments: list[list[int]] = [[] for _ in ids]
+    # Rows that are alike before a place.
+    groups = [(list(range(len(ids))), 0)]
+    while groups:
+        group, start = groups.pop()
+        alike: dict[bytes, list[int]] = {}
+        for row in group:
+            next_ids = ids[row][start : start + _LEAST_SHARED]
+            # One that has fewer left is alone.
+            key = next_ids.tobytes() if len(next_ids) == _LEAST_SHARED else row.to_bytes(4)
+            alike.setdefault(key, []).append(row)
+        for members in alike.values():
+            first = ids[members[0]]
+            stop = len(first)
+            for row in members[1:]:
+                shorter = min(stop, len(ids[row]))
+                differs = first[start:shorter] != ids[row][start:shorter]
+                stop = start + int(differs.argmax()) if differs.any() else shorter
+            if stop > start:
+                for row in members:
+                    row_segments[row].append(len(segments))
+                segments.append(_Segment(members[0], start, stop))
+            if len(members) > 1:
+                groups.append((members, stop))
+    return segments, row_segments
 
 
 def _int64(ids: ArrayLike) -> NDArray[np.int64]:

@@ -1,6 +1,6 @@
 """Held-out loss: how surprised the model is by the tokens that it should write.
 
-Shapes: B rows, T tokens of all of them, V vocabulary, N supervised tokens of a batch.
+Shapes: B rows, R tokens of all of them, V vocabulary, N supervised tokens of a batch.
 """
 
 from __future__ import annotations
@@ -90,22 +90,23 @@ def _sum_losses(
 ) -> list[tuple[float, int]]:
     """Summed loss and number of supervised tokens of each row. Without ``packed`` there is one."""
     pack = collate_packed(rows)
-    labels_T = pack.pop("labels")[0]
+    labels_R = pack.pop("labels")[0]
     lengths = pack["row_lengths"]
-    row_T = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
+    row_R = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
     # The logits at t predict the token at t + 1; no others are needed.
-    place_N = (labels_T != IGNORED).nonzero()[:, 0]
+    token_N = (labels_R != IGNORED).nonzero()[:, 0]
+    place_N = pack.pop("row_places")[token_N - 1]
     if not packed:
         pack = {"input_ids": pack["input_ids"]}
     inputs = {
         name: each.to(model.device) if isinstance(each, Tensor) else each
         for name, each in pack.items()
     }
-    kept = pad(place_N - 1, (0, padding_behind(len(place_N)))).to(model.device)
+    kept = pad(place_N, (0, padding_behind(len(place_N)))).to(model.device)
     logits_NV = model(**inputs, use_cache=False, logits_to_keep=kept).logits[0, : len(place_N)]
-    target_N = labels_T[place_N].to(model.device)
+    target_N = labels_R[token_N].to(model.device)
     loss_N = cross_entropy(logits_NV.float(), target_N, reduction="none").double().cpu()
-    row_N = row_T[place_N]
+    row_N = row_R[token_N]
     loss_B = torch.zeros(len(rows), dtype=torch.float64).index_add_(0, row_N, loss_N)
     return list(
         zip(loss_B.tolist(), torch.bincount(row_N, minlength=len(rows)).tolist(), strict=True)

@@ -1,6 +1,7 @@
 """Causal attention for batches without masks: right-padded rows, or packed ones.
 
-T tokens, B rows of a batch, H query heads, K key-value heads, D width of a head.
+T tokens of a batch, R of all rows that are packed in it, B rows, H query heads, K key-value heads,
+D width of a head.
 """
 
 from __future__ import annotations
@@ -32,16 +33,57 @@ def attend(
     dropout: float = 0.0,
     row_lengths: Sequence[int] | None = None,
     row_starts: Tensor | None = None,
+    segment_lengths: Sequence[int] | None = None,
+    row_segments: Sequence[Sequence[int]] | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Attend causally, within each row of a packed batch alone.
 
-    row_lengths: tokens of the rows that lie one behind the other in a batch of one; None where each
-    row of the batch is a row. row_starts: their cumulative lengths from 0 (int32), on the device.
-    query: B, H, T, D; key and value: B, K, T, D. The signature is that of transformers' attention
-    functions. Returns out_BTHD and no weights.
+    row_lengths: tokens of the rows that are packed into a batch of one; None where each row of the
+    batch is a row. row_starts: their cumulative lengths from 0 (int32), on the device.
+    segment_lengths, row_segments: the segments that lie one behind the other in the batch, and
+    those that each row is made of; None where each row is a segment. query: B, H, T, D; key and
+    value: B, K, T, D. The signature is that of transformers' attention functions. Returns out_BTHD
+    and no weights.
     """
     assert attention_mask is None
+    if segment_lengths is None or row_segments is None:
+        out_BTHD = _within_rows(query, key, value, row_lengths, row_starts, scaling, dropout)
+        return out_BTHD, None
+    query, key, value = (
+        _rows_of(states, segment_lengths, row_segments) for states in (query, key, value)
+    )
+    out_BRHD = _within_rows(query, key, value, row_lengths, row_starts, scaling, dropout)
+    return _segments_of(out_BRHD, segment_lengths, row_segments), None
+
+
+def _rows_of(
+    states_BHTD: Tensor, segment_lengths: Sequence[int], row_segments: Sequence[Sequence[int]]
+) -> Tensor:
+    """The rows of a batch one behind the other, each with all of its segments: B, H, R, D."""
+    segments = torch.split(states_BHTD, list(segment_lengths), dim=2)
+    return torch.cat([segments[number] for row in row_segments for number in row], dim=2)
+
+
+def _segments_of(
+    out_BRHD: Tensor, segment_lengths: Sequence[int], row_segments: Sequence[Sequence[int]]
+) -> Tensor:
+    """Each segment as the first row that has it holds it: B, T, H, D."""
+    numbers = [number for row in row_segments for number in row]
+    pieces = torch.split(out_BRHD, [segment_lengths[number] for number in numbers], dim=1)
+    return torch.cat([pieces[numbers.index(each)] for each in range(len(segment_lengths))], dim=1)
+
+
+def _within_rows(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    row_lengths: Sequence[int] | None,
+    row_starts: Tensor | None,
+    scaling: float | None,
+    dropout: float,
+) -> Tensor:
+    """``attend`` where each row is a segment of its own."""
     if query.is_cuda and torch.is_autocast_enabled("cuda"):
         # Rotary positions in float32 leave queries and keys so; autocast would cast them anyway,
         # but not for ``varlen_attn``, which takes 16 bits alone.
@@ -64,19 +106,19 @@ def attend(
             enable_gqa=query.shape[1] != key.shape[1],
         )
         assert isinstance(out_THD, Tensor)
-        return out_THD[None], None
+        return out_THD[None]
     if query.is_cuda:
         # Not cuDNN's, which is compiled anew for every length that comes.
         with sdpa_kernel(
             [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
         ):
-            return _row_by_row(query, key, value, row_lengths, scaling, dropout), None
+            return _row_by_row(query, key, value, row_lengths, scaling, dropout)
     # On a CPU the backward pass in half precision takes more than twice the time of float32's.
     with torch.autocast("cpu", enabled=False):
         out_BTHD = _row_by_row(
             query.float(), key.float(), value.float(), row_lengths, scaling, dropout
         )
-    return out_BTHD.to(query.dtype), None
+    return out_BTHD.to(query.dtype)
 
 
 def _row_by_row(

@@ -126,7 +126,7 @@ def as_on_a_gpu(*, autocast: bool) -> Iterator[None]:
             mock.patch.object(attach, "trains_by_dense", return_value=False),
             mock.patch.object(projections, "products_in", lambda dtype, device: dtype),
             mock.patch.object(projections, "draw_dropped", _drop_by_mask),
-            mock.patch.object(attention, "attend", _attend_in_half),
+            mock.patch.object(attention, "_within_rows", _attend_in_half),
             mock.patch.object(nn.functional, "dropout", _dropout),
         ):
             yield
@@ -143,9 +143,7 @@ def _dropout(x: Tensor, p: float, training: bool, inplace: bool) -> Tensor:
     return torch.native_dropout(x, p, training)[0]
 
 
-def _attend_in_half(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: None, **_: Any
-) -> tuple[Tensor, None]:
+def _attend_in_half(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> Tensor:
     """All rows at once: what is kept depends on the number of tokens alone."""
     if torch.is_autocast_enabled("cpu"):
         dtype = torch.get_autocast_dtype("cpu")
@@ -153,4 +151,4 @@ def _attend_in_half(
     out = nn.functional.scaled_dot_product_attention(
         query, key, value, is_causal=True, enable_gqa=query.shape[1] != key.shape[1]
     )
-    return out.transpose(1, 2), None
+    return out.transpose(1, 2)

@@ -281,7 +281,7 @@ class _Batches(Dataset[dict[str, Any]]):
         if not rows:  # one for a process that would else be missed where all add up gradients
             rows = [replace(self._rows[0], spans=())]
         batch = self._collate(rows)
-        places = supervision(rows, batch["labels"], self._sources)
+        places = supervision(rows, batch["labels"], batch.pop("row_places", None), self._sources)
         return {**batch, **places, "use_cache": False}
 
 

@@ -23,20 +23,25 @@ _LOGITS = 2**24
 
 
 def supervision(
-    rows: Sequence[EncodedExample], labels: Tensor, sources: Sequence[str]
+    rows: Sequence[EncodedExample],
+    labels: Tensor,
+    row_places: Tensor | None,
+    sources: Sequence[str],
 ) -> dict[str, Tensor]:
     """Say which hidden states predict a supervised token, which one, and of which source.
 
-    labels: B, T, as the collators make them, so that no row's first token has one.
+    labels: of all rows, as the collators make them, so that no row's first token has one.
+    row_places: where in the flattened batch what they label stands; None where that is in order.
     Returns predicting_N, places in the flattened batch, target_N, the tokens to be predicted, and
     source_N, indices in ``sources``.
     """
     flat = labels.flatten()
     predicted_N = (flat != IGNORED).nonzero().flatten()
+    predicting_N = predicted_N - 1
     counts = torch.tensor([row.supervised for row in rows])
     source_B = torch.tensor([sources.index(row.example.source) for row in rows])
     return {
-        "predicting": predicted_N - 1,
+        "predicting": predicting_N if row_places is None else row_places[predicting_N],
         "target": flat[predicted_N],
         "source": source_B.repeat_interleave(counts),
     }

@@ -114,7 +114,7 @@ class DryRun:
         packed = trainer.batching is config.Batching.packed
         batch = collate_packed(rows) if packed else collate_padded(rows, pad_id=self._pad_id)
         sources = sorted({row.example.source for row in rows})
-        batch |= supervision(rows, batch["labels"], sources)
+        batch |= supervision(rows, batch["labels"], batch.pop("row_places", None), sources)
         with _known_beforehand(self._run), self._fake, alive:
             # With accumulation the gradients of one micro-batch are there while the next is made.
             for _ in range(min(trainer.accumulation, 2)):
@@ -205,9 +205,12 @@ def largest_rows(
 
 
 def longest_rows(count: int, tokens: int) -> list[EncodedExample]:
-    """The worst that can come: ``count`` rows of ``tokens`` tokens, all of them with loss."""
+    """The worst that can come: ``count`` rows of ``tokens`` tokens, all with loss, none alike."""
     example = Example("any", 0, "", "", "", "")
-    return [EncodedExample(example, [0] * tokens, ((0, tokens),), truncated=False)] * count
+    return [
+        EncodedExample(example, [number] * tokens, ((0, tokens),), truncated=False)
+        for number in range(count)
+    ]
 
 
 def expected_peak_mib(

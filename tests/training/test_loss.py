@@ -37,7 +37,7 @@ def test_any_number_of_places_gives_the_loss_and_the_gradients_of_cross_entropy(
     expected = gradients(plain)
 
     criterion = SupervisedLoss(["a"], torch.device("cpu"))
-    named = supervision([row], labels_BT, [row.example.source])
+    named = supervision([row], labels_BT, None, [row.example.source])
     with criterion.attached(model):
         outputs = model(input_ids=ids_BT, use_cache=False, **named)
         found = criterion(outputs, labels_BT, supervised)
