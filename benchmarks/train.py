@@ -219,6 +219,7 @@ def ladder() -> dict[str, Side]:
     no_path = mock.patch("dollyllama.training.fit.fast_path", contextlib.nullcontext)
     masks = mock.patch("dollyllama.fast.projections.draw_dropped", draw_mask)
     as_asked = mock.patch("dollyllama.fast.projections.products_in", lambda dtype, device: dtype)
+    anew = mock.patch("dollyllama.fast.attach.has_room_for", return_value=False)
     apart = mock.patch("dollyllama.data.batches._LEAST_SHARED", 2**40)
     padded, grouped = config.Batching.padded, config.Batching.length_grouped
 
@@ -230,9 +231,10 @@ def ladder() -> dict[str, Side]:
         "ours, padded": ours(no_path, batching=padded),
         "+ rows of like length": ours(no_path, batching=grouped),
         "+ packed": ours(no_path, apart),
-        "+ joined projections": ours(masks, as_asked, apart),
-        "+ dropout by places": ours(as_asked, apart),
-        "+ products in float32": ours(apart),  # where that is faster
+        "+ joined projections": ours(masks, as_asked, anew, apart),
+        "+ dropout by places": ours(as_asked, anew, apart),
+        "+ products in float32": ours(anew, apart),  # where that is faster
+        "+ weights made dense once": ours(apart),
         OURS: train_ours,  # and what rows start with once
     }
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
 
 from dollyllama.fast.projections import Projection, project
-from dollyllama.model.dense import dense_weights
+from dollyllama.model.dense import dense_weights, has_room_for
 from dollyllama.model.forwards import replaced_forwards
 from dollyllama.model.precision import quantised_as
+from dollyllama.model.shard import shares
 
 #: Layers of one parent that read the same input, by the names that Llama-style models share.
 SHARED_INPUTS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
@@ -23,7 +25,8 @@ def fast_path(model: Any) -> Iterator[None]:
     """Let the model train on the fast path, and as before afterwards.
 
     What the path does not know (``left_out``) goes on through PEFT and transformers, and so does
-    all of the model in evaluation mode.
+    all of the model in evaluation mode. On a CPU quantised weights are made dense once, not twice a
+    step, where there is room for them.
     """
     replaced = [(module, _in_training(module, fast)) for module, fast in _replacements(model)]
     with replaced_forwards(replaced):
@@ -100,10 +103,23 @@ def _replacements(model: Any) -> list[tuple[nn.Module, Callable[[Tensor], Tensor
             names = next((names for names in SHARED_INPUTS if last in names), (last,))
             groups.setdefault((parent, names), []).append((module, projection))
     found: list[tuple[nn.Module, Callable[[Tensor], Tensor]]] = []
+    keep = _can_keep_dense(model, [each for members in groups.values() for _, each in members])
     for members in groups.values():
-        together = _Together([projection for _, projection in members])
+        together = _Together(
+            [replace(each, kept={}) if keep else each for _, each in members],
+        )
         found += [(module, together.taking(number)) for number, (module, _) in enumerate(members)]
     return found
+
+
+def _can_keep_dense(model: Any, projections: Sequence[Projection]) -> bool:
+    """Whether the dense weights of all layers can stay from one pass to the next."""
+    numbers = sum(each.base.in_features * each.base.out_features for each in projections)
+    return (
+        model.device.type == "cpu"
+        and not shares(model)
+        and has_room_for(numbers * torch.float32.itemsize)
+    )
 
 
 class _Together:

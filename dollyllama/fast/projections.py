@@ -27,7 +27,8 @@ from dollyllama.model.precision import products_in
 class Projection:
     """A frozen linear layer (bias or not, quantised or not) and the LoRA on it, if any.
 
-    a (r, I) and b (O, r) are parameters; p: LoRA's dropout.
+    a (r, I) and b (O, r) are parameters; p: LoRA's dropout. kept: the layer's dense weight by
+    dtype, to be made once; None where it is made in each pass.
     """
 
     base: nn.Linear
@@ -35,6 +36,15 @@ class Projection:
     b: nn.Parameter | None = None
     scaling: float = 1.0
     p: float = 0.0
+    kept: dict[torch.dtype, Tensor] | None = None
+
+    def weight(self, dtype: torch.dtype) -> Tensor:
+        """The layer's dense weight, (O, I)."""
+        if self.kept is None:
+            return dense_weight(self.base, dtype)
+        if dtype not in self.kept:
+            self.kept[dtype] = dense_weight(self.base, dtype)
+        return self.kept[dtype]
 
 
 def project(x: Tensor, group: Sequence[Projection]) -> tuple[Tensor, ...]:
@@ -67,7 +77,7 @@ class _Project(torch.autograd.Function):
                 h_NR = behind_NI @ _join(parameters, dtype).t()
             start = 0
             for layer in group:
-                y_NO = x_NI @ dense_weight(layer.base, dtype).t()
+                y_NO = x_NI @ layer.weight(dtype).t()
                 if layer.base.bias is not None:
                     y_NO += layer.base.bias.to(dtype)
                 if layer.a is not None and layer.b is not None and h_NR is not None:
@@ -93,7 +103,7 @@ class _Project(torch.autograd.Function):
             for layer, gradient in zip(ctx.group, gradients, strict=True):
                 dy_NO = gradient.flatten(0, -2).to(dtype)
                 if ctx.needs_input_grad[0]:
-                    weight_OI = dense_weight(layer.base, dtype)
+                    weight_OI = layer.weight(dtype)
                     dx_NI = dy_NO @ weight_OI if dx_NI is None else dx_NI.addmm_(dy_NO, weight_OI)
                 if layer.a is not None and dh_NR is not None:
                     stop = start + len(layer.a)

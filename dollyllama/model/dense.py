@@ -42,7 +42,7 @@ def dense_weights(model: Any) -> Iterator[None]:
         yield
         return
     layers = [each for each in model.modules() if type(each) is Linear4bit or _can_gain(each)]
-    keep = sum(map(_bytes, layers)) <= _SHARE * psutil.virtual_memory().available
+    keep = has_room_for(sum(map(_bytes, layers)))
     with replaced_forwards(
         (each, _by_packed(each) if keep and _can_pack(each) else _by_dense(each, keep=keep))
         for each in layers
@@ -68,6 +68,11 @@ def dense_weight(layer: Any, dtype: torch.dtype) -> Tensor:
 
         weight = dequantize_4bit(weight.data, state)
     return weight.detach().to(dtype)  # type: ignore[no-any-return]
+
+
+def has_room_for(size: int) -> bool:
+    """Whether a CPU's memory has room for dense weights of so many bytes beside all else."""
+    return bool(size <= _SHARE * psutil.virtual_memory().available)
 
 
 def _can_gain(module: Any) -> bool:

@@ -124,6 +124,7 @@ def as_on_a_gpu(*, autocast: bool) -> Iterator[None]:
     try:
         with (
             mock.patch.object(attach, "trains_by_dense", return_value=False),
+            mock.patch.object(attach, "has_room_for", return_value=False),
             mock.patch.object(projections, "products_in", lambda dtype, device: dtype),
             mock.patch.object(projections, "draw_dropped", _drop_by_mask),
             mock.patch.object(attention, "_within_rows", _attend_in_half),

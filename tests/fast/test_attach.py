@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from dollyllama.config import Upcast
-from dollyllama.fast import attach
+from dollyllama.fast import attach, projections
 from dollyllama.fast.attach import fast_inference, fast_path, left_out
 from dollyllama.model.dense import dense_weight, dense_weights
 from dollyllama.model.precision import upcast
@@ -160,6 +160,36 @@ def test_quantised_bases_get_the_same_step_in_any_precision(
         assert_same(model, autocast=autocast, tolerance=0.01)
         monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
         assert_same(model, autocast=autocast, tolerance=0.01)
+
+
+def test_dense_weights_are_made_once_where_there_is_room_and_keep_their_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = adapt(load(write_model(tmp_path), make_tokenizer(), "nf4"))
+    ids = some_ids(rows=3, length=20)
+    made: list[Any] = []
+
+    def spy(layer: Any, dtype: torch.dtype) -> torch.Tensor:
+        made.append(layer)
+        return dense_weight(layer, dtype)
+
+    def gradients_of_two_passes(*, room: bool) -> list[torch.Tensor]:
+        made.clear()
+        model.zero_grad()
+        monkeypatch.setattr(attach, "has_room_for", lambda size: room)
+        with fast_path(model):
+            for _ in range(2):
+                model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+        return [each.grad.clone() for each in model.parameters() if each.grad is not None]
+
+    monkeypatch.setattr(projections, "dense_weight", spy)
+    anew = gradients_of_two_passes(room=False)
+    layers = set(made)
+    # q, k and v of the first layer read the embeddings, which want no gradient.
+    assert len(made) == 2 * (2 * len(layers) - 3)
+    kept = gradients_of_two_passes(room=True)
+    assert len(made) == len(set(made)) == len(layers)
+    assert all(map(torch.equal, kept, anew))
 
 
 def test_products_in_float32_are_nearer_to_the_truth(
