@@ -55,10 +55,13 @@ def locate(name: str, source: Source, *, root: str | None) -> Place:
     """
     path, file, revision, split = source.path, source.file, source.revision, source.split
     here = remote.is_remote(path) or Path(path).expanduser().exists()
-    if root is None and not here:
-        if path.startswith((".", "/", "~")) or path.endswith(SUFFIXES):
+    if not here:
+        is_file = path.startswith((".", "/", "~")) or path.endswith(SUFFIXES)
+        # Under a root there may be a file of that name; any other is not the one that was named.
+        if is_file and (root is None or _stem(Path(path)) != file or Path(path).name != path):
             raise ValueError(f"data.sources.{name}.path={path}: there is no such file or folder")
-        return Place(path, revision, None)
+        if root is None:
+            return Place(path, revision, None)
     if revision is not None:
         raise ValueError(
             f"data.sources.{name}.revision={revision} has no effect on local files: "

@@ -161,6 +161,16 @@ def test_a_place_that_is_not_there_is_refused(changes: dict[str, Any], message: 
         place(**changes)
 
 
+@pytest.mark.parametrize("path", ["/gone/rows.jsonl", "./rows.jsonl", "gone/rows.jsonl", "a.csv"])
+def test_a_named_file_that_is_not_there_is_not_replaced_by_the_roots(
+    path: str, tmp_path: Path
+) -> None:
+    (tmp_path / "rows.jsonl").touch()
+    with pytest.raises(ValueError, match=r"path=.*: there is no such file or folder"):
+        place(path, root=str(tmp_path))
+    assert place("rows.jsonl", root=str(tmp_path)).local == tmp_path / "rows.jsonl"
+
+
 def test_a_missing_file_lists_what_was_looked_for_and_what_is_there(tmp_path: Path) -> None:
     (tmp_path / "other.jsonl").touch()
     with pytest.raises(ValueError, match=r"rows_train.*\.parquet.*it has other\.jsonl.*file=NAME"):
