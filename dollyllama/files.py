@@ -52,17 +52,25 @@ def write_signed_json(path: Path, values: Mapping[str, Any]) -> None:
     write_json(path, {**values, _SIGNATURE: _sign(values)})
 
 
+def parse_json(text: str | bytes) -> Any:
+    """What JSON holds. ValueError when it is damaged, or nested too deeply to be followed."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
 def read_signed_json(path: Path) -> dict[str, Any]:
     """The object that a JSON file holds. OSError without one, ValueError when it is damaged.
 
     What an earlier version or a person wrote without a digest passes.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = parse_json(path.read_text(encoding="utf-8"))
         if not isinstance(values, dict):
             raise ValueError("it holds no JSON object")
         check_signature(values)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ValueError(f"{path} is damaged: {' '.join(str(error).split())}") from None
     return values
 
@@ -101,8 +109,8 @@ def read_json_lines(path: Path) -> list[Any]:
 
 def _parse(path: Path, number: int, line: str) -> Any:
     try:
-        return json.loads(line)
-    except (ValueError, RecursionError) as error:
+        return parse_json(line)
+    except ValueError as error:
         raise ValueError(f"{path} is damaged in line {number}: {error}") from None
 
 
@@ -138,6 +146,12 @@ def locked(place: Path, busy: str | None) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+
+
+def check_inner(name: str) -> None:
+    """ValueError unless ``name`` is that of something in a folder, without a way out of it."""
+    if name in {"", ".", ".."} or Path(name).name != name:
+        raise ValueError(f"{name!r} is no name of something in its folder")
 
 
 def damaged(folder: Path, digests: Mapping[str, str]) -> list[str]:

@@ -258,12 +258,12 @@ def _run(run_config: config.Run, folder: Path) -> None:
     except OSError as error:
         if not (folder / "config.yaml").is_file():
             raise
-        line = f"{describe(error)}; when that is mended, {_goes_on(folder)}"
+        line = f"{describe(error)}; when that is mended, {_goes_on(folder, run_config)}"
         raise _UnfinishedError(MENDABLE, line) from error
     except KeyboardInterrupt as error:
-        raise _UnfinishedError(RESUMABLE, f"interrupted: {_goes_on(folder)}") from error
+        raise _UnfinishedError(RESUMABLE, f"interrupted: {_goes_on(folder, run_config)}") from error
     if result.status is Status.interrupted:
-        raise _UnfinishedError(RESUMABLE, f"interrupted: {_goes_on(folder)}")
+        raise _UnfinishedError(RESUMABLE, f"interrupted: {_goes_on(folder, run_config)}")
 
 
 class _UnfinishedError(Exception):
@@ -274,8 +274,10 @@ class _UnfinishedError(Exception):
         self.status = status
 
 
-def _goes_on(folder: Path) -> str:
-    return f"python train.py resume={shlex.quote(str(_shown(folder)))} goes on"
+def _goes_on(folder: Path, run_config: config.Run) -> str:
+    mirror = run_config.tracking.mirror
+    as_before = "" if mirror is None else f" tracking.mirror={shlex.quote(mirror)}"
+    return f"python train.py resume={shlex.quote(str(_shown(folder)))}{as_before} goes on"
 
 
 @contextmanager
@@ -523,6 +525,18 @@ def _resumed_config(folder: Path, composed: DictConfig, overrides: Sequence[str]
                 f"{', '.join(_FREE)} can be given anew; leave it out, or start another run without "
                 f"resume"
             )
+    mirror = OmegaConf.select(saved, "tracking.mirror")
+    typed = "tracking.mirror" in map(_overridden_key, overrides)
+    if (
+        mirror is not None
+        and not typed
+        and composed.resume.rstrip("/").rpartition("/")[0] != (str(mirror).rstrip("/"))
+    ):
+        # A folder from somebody else must not send what it reads here to wherever it likes.
+        raise ValueError(
+            f"{file} sends a copy of the run to {mirror}: add tracking.mirror={mirror} to go on "
+            f"so, or tracking.mirror=null"
+        )
     return config.build(saved, str(folder / "config.yaml"))
 
 

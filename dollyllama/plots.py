@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dollyllama.evaluation.metric import DETAILS, LENGTHS
-from dollyllama.files import read_json_lines
+from dollyllama.files import parse_json, read_json_lines
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -93,7 +92,7 @@ def _scores(folder: Path) -> list[tuple[str, dict[str, Any] | None, dict[str, An
     path = folder / "result.json"
     if not path.exists():
         return []
-    metrics = json.loads(path.read_text(encoding="utf-8"))["metrics"]
+    metrics = parse_json(path.read_text(encoding="utf-8"))["metrics"]
     before = {metric["name"]: metric for metric in metrics.get("before", [])}
     return [
         (metric["name"], before.get(metric["name"]), metric)

@@ -6,7 +6,6 @@ silent about a model of the Hub that is not in the local cache.
 
 from __future__ import annotations
 
-import json
 import os
 from difflib import get_close_matches
 from pathlib import Path
@@ -16,6 +15,7 @@ from dollyllama import config, distributed
 from dollyllama.data.sources import locate
 from dollyllama.embedded import EMBEDDED
 from dollyllama.evaluation import sandbox
+from dollyllama.files import parse_json
 from dollyllama.weights import base_place, check_weights
 
 #: The linear layers of a decoder block of the Llama family, and the head.
@@ -125,7 +125,7 @@ def _hub_snapshot(hub_id: str, revision: str) -> Path | None:
 def _read_config(folder: Path, path: str) -> dict[str, Any]:
     file = folder / "config.json"
     try:
-        about = json.loads(file.read_text(encoding="utf-8"))
+        about = parse_json(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(
             f"model.path={path}: {folder} has no config.json, so it is no model in Hugging Face "

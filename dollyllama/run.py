@@ -7,7 +7,6 @@ finds it complete also when the run failed; ``restore`` makes a model of it agai
 from __future__ import annotations
 
 import enum
-import json
 import os
 import re
 import shutil
@@ -40,6 +39,7 @@ from dollyllama.fast.attach import fast_inference, left_out
 from dollyllama.files import (
     damaged,
     locked,
+    parse_json,
     read_json_lines,
     read_signed_json,
     write_json,
@@ -247,7 +247,7 @@ def require_adapter(folder: Path) -> Path:
     if adapter.is_dir():
         return adapter
     try:
-        status = json.loads((folder / "result.json").read_text(encoding="utf-8"))["status"]
+        status = parse_json((folder / "result.json").read_text(encoding="utf-8"))["status"]
     except (OSError, ValueError, KeyError, TypeError):
         status = None
     if status == Status.finished:
@@ -492,7 +492,7 @@ def _read_record(folder: Path, name: str, key: str) -> dict[str, Any]:
     """What a file of a run holds: ``key`` at least. ValueError when it is missing or damaged."""
     path = folder / name
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = parse_json(path.read_text(encoding="utf-8"))
         record[key]
     except FileNotFoundError:
         raise ValueError(f"{folder} is damaged: it has no {name}") from None
@@ -731,7 +731,8 @@ def _mirrored(
         try:
             mirror.update()
         except ValueError as error:
-            again = f"python train.py resume={folder} copies it again"
+            where = f"tracking.mirror={run_config.tracking.mirror}"
+            again = f"python train.py resume={folder} {where} copies it again"
             raise ValueError(f"{folder} is finished, but {error}; {again}") from error
 
 

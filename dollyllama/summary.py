@@ -20,7 +20,7 @@ from dollyllama.config import read
 from dollyllama.evaluation.metric import Metric
 from dollyllama.evaluation.table import compare_table
 from dollyllama.explain import one_line
-from dollyllama.files import read_signed_json
+from dollyllama.files import parse_json, read_signed_json
 
 #: A run that says "running" and has written nothing for so long has probably been killed.
 SILENT_SECONDS = 600
@@ -115,7 +115,7 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
         raise ValueError(f"{path} is damaged: {one_line(str(error))[:200]}") from None
     for number, text in enumerate(texts, start=1):
         try:
-            lines.append(json.loads(text))
+            lines.append(parse_json(text))
         except json.JSONDecodeError as error:
             raise ValueError(f"{path} is damaged in line {number}: {error}") from None
     return lines

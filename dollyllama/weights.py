@@ -8,7 +8,6 @@ imported, so that a refusal answers at once.
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Iterable
 from functools import cache
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from dollyllama import embedded, remote
 from dollyllama.explain import one_line
+from dollyllama.files import check_inner, parse_json
 
 #: What transformers looks for in a folder, in this order; an index names the files themselves.
 _SAFE = ("model.safetensors", "model.safetensors.index.json")
@@ -41,7 +41,7 @@ _local = cache(remote.local)
 def weight_files(folder: Path) -> list[Path]:
     """The files that transformers reads the weights in ``folder`` from; none where it finds none.
 
-    ValueError when an index of them is damaged.
+    ValueError when an index of them is damaged, or names files elsewhere.
     """
     for name in (*_SAFE, *PICKLED):
         path = folder / name
@@ -60,7 +60,8 @@ def check_weights(folder: Path, where: str, *, pickled_weights: bool) -> None:
     if (folder / "adapter_config.json").is_file():
         # transformers would go on to the base that this file names, wherever that is.
         raise ValueError(f"{where} holds an adapter (adapter_config.json): name a model's folder")
-    if not pickled_weights and (names := pickled(weight_files(folder))):
+    names = pickled(weight_files(folder))
+    if names and not pickled_weights:
         raise ValueError(refusal(folder, where, names))
 
 
@@ -86,7 +87,9 @@ def target_of(source: Path | str) -> str:
 
 def _named_in(index: Path) -> list[Path]:
     try:
-        named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        named = set(parse_json(index.read_text(encoding="utf-8"))["weight_map"].values())
+        for name in named:
+            check_inner(name)
         return [index.parent / name for name in sorted(named)]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{index} is damaged ({one_line(str(error))}): copy it again") from None

@@ -92,6 +92,37 @@ def test_an_index_of_safetensors_brings_in_no_pickle(model_folder: Path, flag: P
     assert not flag.exists()
 
 
+def test_an_index_reaches_no_file_outside_its_folder(model_folder: Path) -> None:
+    (model_folder / "model.safetensors").rename(model_folder.parent / "private.safetensors")
+    index = {"metadata": {}, "weight_map": {"model.norm.weight": "../private.safetensors"}}
+    write_json(model_folder / "model.safetensors.index.json", index)
+    run_config = launch.compose_run(["model=local", f"model.path={model_folder}"])
+    for refused in (load, list_tensors, lambda _: preflight.check(run_config)):
+        with pytest.raises(ValueError, match=r"index\.json is damaged \('\.\./private") as caught:
+            refused(model_folder)
+        assert "\n" not in str(caught.value)
+
+
+def test_settings_nested_without_end_are_refused(model_folder: Path) -> None:
+    run_config = launch.compose_run(["model=local", f"model.path={model_folder}"])
+    (model_folder / "config.json").write_text('{"a":' + "[" * 200_000)
+    with pytest.raises(ValueError, match=r"config\.json is damaged: it is nested too deeply"):
+        preflight.check(run_config)
+
+
+def test_a_run_sends_what_it_reads_where_the_user_says_alone(tmp_path: Path) -> None:
+    """Resumed, a folder may come from anybody, and the user's credentials are here."""
+    mirrored = launch.compose_run([*UNMEASURED, "tracking.mirror=s3://loot/runs"])
+    config.save(mirrored, tmp_path / "run" / "config.yaml")
+    command = [sys.executable, "train.py", f"resume={tmp_path / 'run'}"]
+    said = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert said.returncode == 2
+    assert "sends a copy of the run to s3://loot/runs: add tracking.mirror=s3://loot/runs" in (
+        said.stderr
+    )
+    assert said.stderr.count("\n") == 1
+
+
 def test_pickled_weights_are_refused_with_a_command_that_converts_them(
     model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

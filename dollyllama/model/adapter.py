@@ -8,7 +8,6 @@ loads the adapter need only grow the embeddings to the tokenizer's length.
 from __future__ import annotations
 
 import difflib
-import json
 import os
 import shutil
 import warnings
@@ -24,7 +23,7 @@ from dollyllama import embedded
 from dollyllama.card import base_name
 from dollyllama.config import LoraVariant
 from dollyllama.embedded import EMBEDDED
-from dollyllama.files import write_json
+from dollyllama.files import parse_json, write_json
 from dollyllama.model.precision import count_elements, quantised_as
 
 ALL_LINEAR = "all-linear"
@@ -137,7 +136,7 @@ def save_adapter(model: Any, tokenizer: Any, folder: Path) -> None:
     tokenizer.save_pretrained(temporary)
     (temporary / "README.md").unlink(missing_ok=True)  # PEFT's empty form of a card
     path = temporary / "adapter_config.json"
-    settings = json.loads(path.read_text(encoding="utf-8"))
+    settings = parse_json(path.read_text(encoding="utf-8"))
     base = settings["base_model_name_or_path"]
     settings["base_model_name_or_path"] = base_name(
         EMBEDDED if base == str(embedded.MODEL) else base
@@ -145,7 +144,7 @@ def save_adapter(model: Any, tokenizer: Any, folder: Path) -> None:
     settings["target_modules"].sort()  # a set in PEFT: another order in every process
     write_json(path, settings)
     path = temporary / "tokenizer_config.json"
-    settings = json.loads(path.read_text(encoding="utf-8"))
+    settings = parse_json(path.read_text(encoding="utf-8"))
     for key in ("is_local", "local_files_only"):  # how it was loaded here, no property of it
         settings.pop(key, None)
     write_json(path, settings)
@@ -175,7 +174,7 @@ def load_adapter(model: Any, folder: Path) -> Any:
             f"{folder / 'adapter_model.safetensors'} is missing: copy the folder again"
         )
     try:
-        kind = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["peft_type"]
+        kind = parse_json((folder / "adapter_config.json").read_text(encoding="utf-8"))["peft_type"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{folder / 'adapter_config.json'} is damaged ({error!r}): copy the folder again"

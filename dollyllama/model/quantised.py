@@ -8,7 +8,6 @@ would change the weights of those that have mapped them: what is made again are 
 from __future__ import annotations
 
 import gc
-import json
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -20,7 +19,7 @@ import torch
 from safetensors import SafetensorError
 
 from dollyllama.config import fingerprint
-from dollyllama.files import cache_folder, digest, locked, write_json, write_text
+from dollyllama.files import cache_folder, digest, locked, parse_json, write_json, write_text
 from dollyllama.provenance import digest_in_name, package_versions
 from dollyllama.weights import weight_files
 
@@ -160,7 +159,7 @@ def _load(folder: Path, load: Callable[[Path], Any]) -> Any | None:
 def _is_whole(folder: Path) -> bool:
     """Whether a base is kept there, as it was written."""
     try:
-        digests = json.loads((folder / _DIGESTS).read_text(encoding="utf-8"))
+        digests = parse_json((folder / _DIGESTS).read_text(encoding="utf-8"))
         return all(_digest_of(folder / name) == found for name, found in digests.items())
     except (OSError, ValueError, AttributeError):
         return False

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dollyllama.files import write_json
+from dollyllama.files import parse_json, write_json
 from dollyllama.weights import conversion, pickled, target_of, weight_files
 
 _DTYPES = {
@@ -182,7 +182,7 @@ def _read_header(path: Path, packed: bool) -> list[Stored]:
         if not 0 < length < path.stat().st_size:
             raise ValueError(f"{path} is no safetensors file: copy it again")
         try:
-            header = json.loads(file.read(length))
+            header = parse_json(file.read(length))
         except ValueError as error:
             raise ValueError(f"{path} is damaged: copy it again") from error
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -10,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
+
+from dollyllama.files import parse_json
 
 _PREFIX = "base_model.model."
 
@@ -48,7 +49,7 @@ def read_updates(folder: Path) -> dict[str, Update]:
     from safetensors.torch import load_file
 
     try:
-        settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        settings = parse_json((folder / "adapter_config.json").read_text(encoding="utf-8"))
         tensors = load_file(folder / "adapter_model.safetensors")
         alpha, patterns = settings["lora_alpha"], settings.get("alpha_pattern") or {}
     except (OSError, ValueError, KeyError, SafetensorError) as error:

@@ -6,7 +6,6 @@ their folders once a second, tells what ended, and has the report written anew.
 
 from __future__ import annotations
 
-import json
 import sys
 import threading
 import time
@@ -17,6 +16,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from dollyllama.files import parse_json
 from dollyllama.study.cells import Planned, read_result, status_of
 from dollyllama.tracking import read_cell
 
@@ -150,7 +150,7 @@ class Watch:
                 file.seek(0, 2)
                 file.seek(max(0, file.tell() - 4096))
                 lines = file.read().split(b"\n")[:-1]
-            last = json.loads(lines[-1])
+            last = parse_json(lines[-1])
             step, loss = int(last["step"]), last.get("train/loss")
         except (OSError, ValueError, IndexError, KeyError):
             return "", ""

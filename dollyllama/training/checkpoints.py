@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -13,7 +12,7 @@ from typing import Any
 
 import torch
 
-from dollyllama.files import damaged, digest, write_json
+from dollyllama.files import damaged, digest, parse_json, write_json
 
 _NAME = re.compile(r"checkpoint-(\d+)")
 _STATE_FILE = "state.pt"
@@ -98,7 +97,7 @@ def load_newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
 def _damage(path: Path) -> str | None:
     """What is wrong with a checkpoint's files; None when nothing is."""
     try:
-        digests = json.loads((path / _DIGESTS_FILE).read_text(encoding="utf-8"))
+        digests = parse_json((path / _DIGESTS_FILE).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(
             f"{path} has no {_DIGESTS_FILE}: an earlier version wrote it, or it is damaged; "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -169,11 +168,11 @@ def _contexts(wished: Sequence[int] | None, *, positions: int, tokens: int) -> l
 
 def _check_merged(folder: Path, run: Path) -> None:
     """ValueError unless ``merge`` wrote ``folder`` of the adapter in ``run``."""
-    from dollyllama.files import digest
+    from dollyllama.files import digest, parse_json
 
     record = folder / "merge.json"
     try:
-        adapter = json.loads(record.read_text(encoding="utf-8"))["adapter"]
+        adapter = parse_json(record.read_text(encoding="utf-8"))["adapter"]
     except FileNotFoundError:
         raise ValueError(
             f"--merged {folder} is no folder that merge wrote: no merge.json"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import fields
@@ -11,6 +10,7 @@ from typing import Any
 from unittest import mock
 
 from dollyllama import config, launch, preflight, remote
+from dollyllama.files import parse_json
 from dollyllama.summary import columns
 from dollyllama.verbs.parser import parser
 
@@ -149,7 +149,7 @@ def _measured(folder: Path | None) -> float | None:
     if folder is None:
         return None
     try:
-        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        result = parse_json((folder / "result.json").read_text(encoding="utf-8"))
         return float(result["train"]["peak_memory_mib"])
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import os
 import time
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dollyllama import config, launch
+from dollyllama.files import parse_json
 from dollyllama.verbs.parser import open_run, require_positive, run_parser
 
 #: What the extra ``serve`` installs.
@@ -121,7 +121,7 @@ def _prompt_of(merged: Path) -> config.PromptFormat:
     if not record.is_file():
         return config.PromptFormat.alpaca
     try:
-        return config.PromptFormat(json.loads(record.read_text(encoding="utf-8"))["prompt"])
+        return config.PromptFormat(parse_json(record.read_text(encoding="utf-8"))["prompt"])
     except (ValueError, KeyError, TypeError):
         formats = ", ".join(config.PromptFormat)
         raise ValueError(
