@@ -21,6 +21,7 @@ from typing import Any
 
 from hydra import compose
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
 from hydra.experimental.callback import Callback
@@ -240,9 +241,18 @@ class StudyCallback(Callback):
                 file=sys.stderr,
             )
         at_once = _at_once(master)
+        from dollyllama import launch
+
+        claiming = plan.settings.tips.keys() | plan.settings.better.keys()
+        if claiming & {*plan.baseline.split("+")}:
+            print(
+                f"no claim will be judged: they are about the recipe, and the baseline is "
+                f"{plan.baseline}; put the recipe first, ablation=baseline,{plan.baseline},…",
+                file=sys.stderr,
+            )
         if SESSION.dry_run:
             print(plan_text(plan, _shown(folder), at_once=at_once))
-            raise SystemExit(0)
+            raise SystemExit(launch.MENDABLE if plan.refused else 0)
         for variant, reason in plan.left_out.items():
             print(f"left out: {variant}: {reason}", file=sys.stderr)
         for overrides, reason in plan.refused:
@@ -326,7 +336,8 @@ def _params(master: DictConfig) -> list[str]:
 
 
 def _parsed(overrides: Iterable[str]) -> list[Override]:
-    return list(OverridesParser.create().parse_overrides(list(overrides)))
+    loader = GlobalHydra.instance().config_loader()  # knows the options that glob(*) stands for
+    return list(OverridesParser.create(loader).parse_overrides(list(overrides)))
 
 
 def _check_pruning(primary: str, eval_steps: int | None, max_steps: int | None) -> None:

@@ -287,6 +287,28 @@ def test_a_dry_run_tells_the_plan_and_leaves_nothing_behind(
     assert not (working_folder / "runs").exists()
 
 
+def test_a_dry_run_names_what_cannot_run(
+    working_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first that can is the baseline: with another one gone that is a surprise."""
+    command = ["train.py", "--multirun", "optimizer.lr=0,1e-3", "seed=0,1", "--dry-run"]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit) as left:
+        start()
+    assert left.value.code == 2
+    out = capsys.readouterr().out
+    assert [line for line in out.splitlines() if line.startswith("optimizer.lr=0 ")] != []
+    assert "refused: optimizer.lr" in out
+
+
+def test_a_baseline_that_drops_a_tip_is_told(launched: Launch, working_folder: Path) -> None:
+    status, (line,) = launched(
+        *("--multirun", "ablation=rank_8,sgd", "+sweep.tips.rank_8=16 rather than 8", "--dry-run")
+    )
+    assert status == 0
+    assert line.startswith("no claim will be judged: they are about the recipe, and the baseline")
+
+
 def test_overrides_and_flags_may_stand_in_any_order(
     launched: Launch, cells: list[tuple[config.Run, Planned, Path]], working_folder: Path
 ) -> None:
@@ -355,6 +377,7 @@ def test_a_plan_that_fails_in_any_way_runs_nothing(
     ("arguments", "told"),
     [
         (("seeds=0",), "seeds must be at least 1, not 0"),
+        (("lora.r=8,16", "seed=range(0,0)"), "the sweep has no cells"),
         (("sweep=none", "seeds=5"), "seeds=5 has no effect with axes of your own"),
     ],
     ids=" ".join,

@@ -21,6 +21,7 @@ from dollyllama.evaluation.table import LOWER_IS_BETTER
 from dollyllama.study.compare import (
     ALPHA,
     Effect,
+    Limits,
     Verdict,
     aliases,
     detectable,
@@ -121,7 +122,7 @@ class Variant:
     ``decides``, None for the baseline itself; exploratory: on every other metric. costs: of its
     finished cells, by the keys of ``COSTS``. differences: keys of its config -> its values where
     the baseline has others. tip: the claim that it puts to the test, by dropping it where
-    ``drops_tip``, else by following it.
+    ``drops_tip``, else by following it. trains: whether its adapter is another than the baseline's.
     """
 
     name: str
@@ -134,14 +135,11 @@ class Variant:
     differences: dict[str, str]
     tip: str | None
     drops_tip: bool
+    trains: bool
 
     @property
     def finished(self) -> list[Cell]:
         return [cell for cell in self.cells if cell.status is CellStatus.finished]
-
-    @property
-    def trains(self) -> bool:
-        return all(cell.trained_by is None for cell in self.cells)
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,8 +187,17 @@ def analyse(plan: Plan, cells: Sequence[Cell]) -> Study:
     tables = {name: _Tables(_finished(groups[name])) for name in order}
     base = tables.get(plan.baseline, _Tables([]))
     first = next((each.config for each in groups.get(plan.baseline, []) if each.config), {})
+    adapters = {each.training for each in groups.get(plan.baseline, [])} - {None}
     variants = [
-        _variant(name, groups[name], plan=plan, own=tables[name], base=base, origin=first)
+        _variant(
+            name,
+            groups[name],
+            plan=plan,
+            own=tables[name],
+            base=base,
+            origin=first,
+            adapters=adapters,
+        )
         for name in order
     ]
     variants = _luck_shared(variants)
@@ -369,7 +376,7 @@ def _compare(
     unpaired = max(len(left.examples), len(right.examples)) - len(examples)
     left, right = left.part(seeds, examples), right.part(seeds, examples)
     weights = _weights(metric, examples, (left.weights + right.weights) / 2)
-    effect = paired_effect(left.values, right.values, weights)
+    effect = paired_effect(left.values, right.values, weights, limits=_limits(metric))
     value = float(np.average(left.values.mean(axis=0), weights=weights))
     return Comparison(
         variant=name,
@@ -380,6 +387,11 @@ def _compare(
         relevant=plan.relevant * abs(value),
         unpaired=unpaired,
     )
+
+
+def _limits(metric: str) -> Limits | None:
+    """Scores are shares, and answers that are all wrong are alike; losses never are by chance."""
+    return None if metric.startswith("loss/") or direction(metric) == 0 else (0.0, 1.0)
 
 
 def _shared(left: _Table, right: _Table) -> list[str]:
@@ -403,14 +415,16 @@ def _variant(
     own: _Tables,
     base: _Tables,
     origin: dict[str, Any],
+    adapters: set[str | None],
 ) -> Variant:
-    trains = all(cell.trained_by is None for cell in cells)
+    trains = name == plan.baseline or not adapters.issuperset(cell.training for cell in cells)
     decides = plan.primary if trains else plan.answers_primary or plan.primary
     level, comparison, exploratory = None, None, []
     if decides is not None and (table := own[decides]) is not None:
         if (other := base[decides]) is not None and (shared := _shared(other, table)):
             table = table.part(table.seeds, shared)
-        level = level_of(table.values, _weights(decides, table.examples, table.weights))
+        weights = _weights(decides, table.examples, table.weights)
+        level = level_of(table.values, weights, limits=_limits(decides))
     if name != plan.baseline:
         if decides is not None:
             comparison = _compare(name, decides, own=own, base=base, plan=plan, primary=True)
@@ -432,6 +446,7 @@ def _variant(
         differences={key: changed[key] for key in changed if not key.startswith(_NO_SETTING)},
         tip=plan.tips.get(name) or plan.better.get(name),
         drops_tip=name in plan.tips,
+        trains=trains,
     )
 
 
@@ -525,6 +540,7 @@ def _joint(
 ) -> tuple[list[Comparison], list[str]]:
     """What variants do together, and what stands in the way of saying it."""
     parts = {each.name: _parts(each.name, plan) for each in variants}
+    by_name = {each.name: each for each in variants}
     if plan.factors:
         return _factorial(plan, tables)
     interactions = []
@@ -532,11 +548,15 @@ def _joint(
         pair = parts[variant.name]
         if len(pair) == 2 and variant.decides and {*pair, plan.baseline} <= parts.keys():
             names = [plan.baseline, *pair, variant.name]
-            found = _stacked(names, variant.decides, tables)
-            if found is not None:
+            # One that changes the answers alone does so with any other.
+            metric = min((by_name[name] for name in pair), key=lambda each: each.trains).decides
+            found = _stacked(names, metric, tables) if metric else None
+            if metric and found is not None:
                 baseline, first, second, both = found.values
-                effect = interaction(baseline, first, second, both, found.weights)
-                interactions.append(_term(pair, variant.decides, effect, found, plan))
+                effect = interaction(
+                    baseline, first, second, both, found.weights, limits=_limits(metric)
+                )
+                interactions.append(_term(pair, metric, effect, found, plan))
     return _moderated(interactions), []
 
 
@@ -552,7 +572,7 @@ def _factorial(plan: Plan, tables: Mapping[str, _Tables]) -> tuple[list[Comparis
         return [], ["the factorial design has runs without a result: no main effects yet"]
     design = [{factor: factor in own for factor in plan.factors} for own in plan.design.values()]
     try:
-        effects = factorial_effects(design, found.values, found.weights)
+        effects = factorial_effects(design, found.values, found.weights, limits=_limits(metric))
     except ValueError as error:
         return [], [f"the factorial design has no main effects: {error}"]
     hidden = [

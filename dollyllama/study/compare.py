@@ -27,6 +27,8 @@ from scipy.special import digamma, nctdtrinc, polygamma, stdtridf, stdtrit
 
 Array = npt.NDArray[np.float64]
 Term = tuple[str, ...]
+#: The least and the most that a value can be.
+Limits = tuple[float, float]
 
 #: A p-value below counts as a difference.
 ALPHA = 0.05
@@ -64,7 +66,8 @@ class Effect:
     how many degrees of freedom at most, see ``with_shared_luck``.
 
     All but the first three are None below MIN_SEEDS or MIN_EXAMPLES. Where nothing varies, the
-    interval is the value alone, and p is 1 for a value of 0, else 0.
+    interval is the value alone, and p is 1 for a value of 0, else 0; but where values have limits,
+    both are those of so many examples that are alike by chance (``_of_equals``).
     """
 
     value: float
@@ -113,31 +116,45 @@ class Verdict(StrEnum):
 
 
 def paired_effect(
-    baseline: Array, variant: Array, weights: Array, *, level: float = 0.95
+    baseline: Array,
+    variant: Array,
+    weights: Array,
+    *,
+    level: float = 0.95,
+    limits: Limits | None = None,
 ) -> Effect:
     """The weighted mean of ``variant - baseline`` and its interval over seeds and examples.
 
     baseline_SE, variant_SE: values of single examples (an example's total over its weight).
     weights_E: above 0; tokens for a loss, 1 / (examples of its source) for a mean over sources.
-    Swapping baseline and variant negates the effect exactly. ValueError for other shapes, values
-    that are not finite, weights not above 0.
+    limits: what a single value can be, where it can be few things (a score). Swapping baseline and
+    variant negates the effect exactly. ValueError for other shapes, values that are not finite,
+    weights not above 0.
     """
     _check(weights, baseline=baseline, variant=variant)
-    return _effect(variant - baseline, weights, level)
+    return _effect(variant - baseline, weights, level, _contrast(limits, 1))
 
 
-def level_of(values: Array, weights: Array, *, level: float = 0.95) -> Effect:
+def level_of(
+    values: Array, weights: Array, *, level: float = 0.95, limits: Limits | None = None
+) -> Effect:
     """One variant's own weighted mean of values_SE and its interval; p is None.
 
     Levels of two variants share seeds and examples: compare them by ``paired_effect``, never by
     whether their intervals overlap. ValueError as there.
     """
     _check(weights, values=values)
-    return replace(_effect(values, weights, level), p=None)
+    return replace(_effect(values, weights, level, limits), p=None)
 
 
 def interaction(
-    baseline: Array, first: Array, second: Array, both: Array, weights: Array
+    baseline: Array,
+    first: Array,
+    second: Array,
+    both: Array,
+    weights: Array,
+    *,
+    limits: Limits | None = None,
 ) -> Effect:
     """What two changes do together beyond the sum of what each does: all values_SE.
 
@@ -145,7 +162,7 @@ def interaction(
     ``paired_effect``.
     """
     _check(weights, baseline=baseline, first=first, second=second, both=both)
-    return _effect((both - first) - (second - baseline), weights)
+    return _effect((both - first) - (second - baseline), weights, reach=_contrast(limits, 2))
 
 
 def crossed(differences: Array, weights: Array) -> Crossed:
@@ -381,7 +398,11 @@ def aliases(levels: Sequence[Mapping[str, bool]]) -> list[tuple[Term, Term]]:
 
 
 def factorial_effects(
-    levels: Sequence[Mapping[str, bool]], values: Array, weights: Array
+    levels: Sequence[Mapping[str, bool]],
+    values: Array,
+    weights: Array,
+    *,
+    limits: Limits | None = None,
 ) -> dict[Term, Effect]:
     """Main effects and interactions of pairs from a two-level design, full or a regular fraction.
 
@@ -409,7 +430,9 @@ def factorial_effects(
             )
     return {
         term: _effect(
-            np.tensordot(column, values, axes=1) * (2 ** len(term) / len(levels)), weights
+            np.tensordot(column, values, axes=1) * (2 ** len(term) / len(levels)),
+            weights,
+            reach=_contrast(limits, len(term)),
         )
         for term, column in columns.items()
         if term
@@ -436,8 +459,9 @@ def detectable(
     """The smallest true effect that is found with probability ``power``, p below ``alpha``.
 
     From the variances of ``effect``, at its own number of seeds or another, on the same examples;
-    of Student's noncentral t. None where there are no variances or fewer than MIN_SEEDS; 0 where
-    nothing varies. Give ``alpha`` divided by the number of comparisons to plan for Holm.
+    of Student's noncentral t. None where there are no variances or fewer than MIN_SEEDS; where
+    nothing varies what its interval leaves open. Give ``alpha`` divided by the number of
+    comparisons to plan for Holm.
     """
     seeds = effect.seeds if seeds is None else seeds
     if effect.between_seeds is None or seeds < MIN_SEEDS:
@@ -448,7 +472,8 @@ def detectable(
     of_seeds = max(0.0, effect.between_seeds + effect.residual / effect.examples) / seeds
     variance = of_seeds + between_examples / effect.examples
     if variance == 0:
-        return 0.0
+        assert effect.high is not None
+        return effect.high - effect.value
     examples_df = _examples_df(
         np.asarray(effect.residual + seeds * between_examples),
         np.asarray(effect.residual),
@@ -505,13 +530,45 @@ def verdict(
     return Verdict.not_supported if within else Verdict.undecided
 
 
-def _effect(differences: Array, weights: Array, level: float = 0.95) -> Effect:
+def _effect(
+    differences: Array, weights: Array, level: float = 0.95, reach: Limits | None = None
+) -> Effect:
+    """reach: what a single difference can be, where it can be few things."""
     seeds, examples = differences.shape
     if seeds < MIN_SEEDS or examples < MIN_EXAMPLES:
         shares = weights / weights.sum()
         value = float((differences @ shares).mean())
         return Effect(value, seeds, examples)
-    return _effects(crossed(differences[None], weights[None]), [seeds], [examples], level)[0]
+    found = _effects(crossed(differences[None], weights[None]), [seeds], [examples], level)[0]
+    if reach is None or found.standard_error:
+        return found
+    return _of_equals(found, float(weights.sum() ** 2 / (weights**2).sum()), level, reach)
+
+
+def _of_equals(found: Effect, examples: float, level: float, reach: Limits) -> Effect:
+    """An effect that is the same in every seed and example, which may be chance.
+
+    That none of n examples differs is likely enough while no more than 1 - (tail)^(1/n) of all do
+    (Clopper and Pearson 1934, Biometrika 26), and those as far as they can. p is a sign test's.
+    examples: how many equally weighted ones (Kish 1965, Survey Sampling, 11.7) weigh as much; seeds
+    do not count, since they may agree on each example.
+    """
+    others = 1 - ((1 - level) / 2) ** (1 / examples)
+    least, most = reach
+    return replace(
+        found,
+        low=found.value - others * (found.value - least),
+        high=found.value + others * (most - found.value),
+        p=1.0 if found.value == 0 else min(1.0, 2 * 0.5**examples),
+    )
+
+
+def _contrast(limits: Limits | None, times: int) -> Limits | None:
+    """The limits of a difference of values, of two such differences and so on."""
+    if limits is None:
+        return None
+    least, most = limits
+    return times * (least - most), times * (most - least)
 
 
 def _effects(

@@ -7,6 +7,7 @@ is imported where it is used.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -205,7 +206,7 @@ def _workspace(dashboard: Dashboard) -> Any:
     return ws.Workspace(
         entity=dashboard.entity or "",
         project=dashboard.project,
-        name=f"Study {dashboard.group}",
+        name=f"Study {_without_symbols(dashboard.group)}",
         sections=[
             ws.Section(name=name, panels=panels, is_open=True)
             for name, panels in _sections(dashboard).items()
@@ -217,6 +218,11 @@ def _workspace(dashboard: Dashboard) -> Any:
             pinned_columns=_columns(dashboard),
         ),
     )
+
+
+def _without_symbols(text: str) -> str:
+    """W&B takes them for emojis, and refuses a "=" from a folder that is named by overrides."""
+    return "".join(" " if unicodedata.category(each).startswith("S") else each for each in text)
 
 
 def _report(dashboard: Dashboard) -> Any:

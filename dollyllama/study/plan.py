@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass
 from heapq import heapreplace
 from pathlib import Path
 from statistics import fmean
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from dollyllama import config
-from dollyllama.files import read_signed_json, write_signed_json
+from dollyllama.files import check_inner, read_signed_json, write_signed_json
 from dollyllama.redact import redact
 from dollyllama.study.cells import (
     Planned,
@@ -107,6 +107,8 @@ def plan_study(jobs: Sequence[tuple[Job, Planned | None]]) -> StudyPlan:
 
 
 def _refuse_all(jobs: Sequence[Job]) -> NoReturn:
+    if not jobs:
+        raise ValueError("the sweep has no cells: an axis has no values")
     reasons = Counter(job.refused for job in jobs)
     reason, count = reasons.most_common(1)[0]
     raise ValueError(f"no cell can run: {reason}" + (f" ({count} cells)" if count > 1 else ""))
@@ -146,16 +148,25 @@ def budget_of(trainer: config.Trainer) -> str:
 
 
 def write_plan(plan: StudyPlan, folder: Path, command: Sequence[str]) -> None:
-    """Write ``sweep.json``, from which the report knows what was asked for."""
+    """Write ``sweep.json``, from which the report knows what was asked for.
+
+    What decides, and the seeds, are kept as they were when the first cell was finished, beside what
+    is asked for now.
+    """
+    seeds = sorted({cell.seed for cell in plan.cells})
+    judging = {
+        "primary": plan.primary,
+        "answers_primary": plan.settings.answers_primary,
+        "relevant": plan.settings.relevant,
+    }
     write_signed_json(
         folder / PLAN_FILE,
         {
             "command": redact(list(command)),
             "baseline": plan.baseline,
-            "seeds": sorted({cell.seed for cell in plan.cells}),
-            "primary": plan.primary,
-            "answers_primary": plan.settings.answers_primary,
-            "relevant": plan.settings.relevant,
+            "seeds": seeds,
+            **judging,
+            "judged_first": _judged_first(folder) or {**judging, "seeds": seeds},
             "tips": plan.settings.tips,
             "better": plan.settings.better,
             "factors": plan.settings.factors,
@@ -169,11 +180,26 @@ def write_plan(plan: StudyPlan, folder: Path, command: Sequence[str]) -> None:
     )
 
 
+def _judged_first(folder: Path) -> dict[str, Any] | None:
+    """What was to decide when the first cell was finished; None where none is."""
+    if not any(finished_cells(folder)):
+        return None
+    try:
+        before = read_signed_json(folder / PLAN_FILE)
+    except (OSError, ValueError):
+        return None
+    keys = ("primary", "answers_primary", "relevant", "seeds")
+    return before.get("judged_first") or {key: before.get(key) for key in keys}
+
+
 def read_plan(folder: Path) -> list[Planned]:
     """The cells of ``sweep.json``. ValueError when it is missing or damaged."""
     path = folder / PLAN_FILE
     try:
-        return [Planned(**cell) for cell in read_signed_json(path)["cells"]]
+        cells = [Planned(**cell) for cell in read_signed_json(path)["cells"]]
+        for cell in cells:
+            check_inner(cell.folder)
+        return cells
     except FileNotFoundError:
         raise ValueError(f"{folder} is no sweep folder: it has no {PLAN_FILE}") from None
     except (KeyError, TypeError) as error:
@@ -192,6 +218,8 @@ def plan_text(plan: StudyPlan, folder: Path, *, at_once: int) -> str:
         note = "baseline" if variant == plan.baseline else ""
         rows.append((variant, ",".join(str(cell.seed) for cell in own), str(count), note))
     rows += [(variant, "", "", f"left out: {why}") for variant, why in plan.left_out.items()]
+    refused = dict.fromkeys((variant_name(overrides), why) for overrides, why in plan.refused)
+    rows += [(variant, "", "", f"refused: {why}") for variant, why in refused]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     lines = [
         f"{row[0]:{widths[0]}}  {row[1]:{widths[1]}}  {row[2]:>{widths[2]}}  {row[3]}".rstrip()

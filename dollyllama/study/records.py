@@ -29,7 +29,7 @@ from dollyllama.config import (
 from dollyllama.evaluation.code import pass_at_k
 from dollyllama.evaluation.metric import DETAILS
 from dollyllama.explain import one_line
-from dollyllama.files import check_signature, damaged
+from dollyllama.files import check_inner, check_signature, damaged, parse_json
 from dollyllama.study.shapes import check_shape
 
 #: What says nothing about what is compared.
@@ -37,6 +37,12 @@ _NO_PART_OF_A_VARIANT = frozenset({"seed", "tracking", "resume", "sweep"})
 
 #: An effect below this share of the baseline's value does not matter, where no sweep says more.
 _RELEVANT = 0.02
+#: What decides and what matters, by its key in ``sweep.json``.
+_JUDGING = {
+    "primary": "the metric",
+    "answers_primary": "the metric of answers",
+    "relevant": "the share that matters,",
+}
 #: So many folders outside of a plan are named.
 _NAMED = 3
 
@@ -71,8 +77,9 @@ class Observation(NamedTuple):
 class Cell:
     """One run of a study.
 
-    variant: what it differs in from the baseline. reason: why it is not finished. trained_by: the
-    folder name of the cell whose adapter it took. reused_from: the cell that it was copied from.
+    variant: what it differs in from the baseline. reason: why it is not finished. training: what
+    decides its adapter, as a fingerprint. trained_by: the folder name of the cell whose adapter it
+    took. reused_from: the cell that it was copied from.
     config, result, provenance, data: what the files of the same names hold, empty where there is
     none. losses, samples: the rows of the JSON Lines files after training, whose ids have become
     ``<source>/<id>``. curve: step and training
@@ -85,6 +92,7 @@ class Cell:
     status: CellStatus
     reason: str | None = None
     fingerprint: str | None = None
+    training: str | None = None
     trained_by: str | None = None
     reused_from: str | None = None
     config: dict[str, Any] = field(default_factory=dict)
@@ -195,16 +203,36 @@ def read_sweep(
     ran = [place for place in places if chosen in {label for _, label in members[place]}]
     claimed = [place for place in ran if (sweeps[place].get("baseline"), chosen) in members[place]]
     deciding = [sweeps[place] for place in ran] or plans
+    relevant = _agreed(deciding, "relevant", warnings)
     planned = _agreed(deciding, "primary", warnings) or own.get("evaluation", {}).get("primary")
     afterwards = []
     if baseline is not None and not claimed:
         afterwards.append(f"the baseline {chosen}")
     if primary is not None and primary != planned:
         afterwards.append(f"the metric {primary}")
+    for plan in deciding:
+        afterwards += [
+            f"{_JUDGING[key]} {plan.get(key)} in place of {value}"
+            for key, value in (plan.get("judged_first") or {}).items()
+            if key in _JUDGING and value != plan.get(key)
+        ]
+    added = sorted({seed for place in ran for seed in _added_seeds(sweeps[place])})
+    if added:
+        warnings.append(
+            f"seeds added once cells were finished: {', '.join(map(str, added))}; whoever looks, "
+            f"adds seeds and looks again is wrong more often than the p-values say"
+        )
     if afterwards:
         warnings.append(f"chosen after the cells were run: {' and '.join(afterwards)}")
     untested = [place for place in places if place not in claimed]
-    if any(sweeps[place].get(key) for place in untested for key in ("tips", "better")):
+    own_changes = set(chosen.split("+"))
+    if claimed and any(own_changes & _claiming(sweeps[place]) for place in claimed):
+        warnings.append(
+            f"no claim is judged: the baseline, {chosen}, drops or follows one itself, and the "
+            f"claims are about the recipe; put it first, ablation=baseline,{chosen},…"
+        )
+        claimed = []
+    elif any(_claiming(sweeps[place]) for place in untested):
         warnings.append(
             f"the claims of {', '.join(place.name for place in untested)} are not judged: they are "
             f"made against another baseline than {chosen}"
@@ -217,7 +245,7 @@ def read_sweep(
             baseline=chosen,
             primary=primary or planned,
             answers_primary=primary or _agreed(deciding, "answers_primary", warnings),
-            relevant=_agreed(deciding, "relevant", warnings) or _RELEVANT,
+            relevant=_RELEVANT if relevant is None else relevant,
             budget=_agreed(deciding, "budget", warnings),
             seeds=sorted({cell.seed for cell in cells}),
             tips=_claims("tips", claimed, sweeps, members),
@@ -296,6 +324,8 @@ def _open(folder: Path) -> tuple[list[_Entry], dict[str, Any] | None]:
             plan = _object(folder / "sweep.json")
             if not plan.get("cells"):
                 raise ValueError("it plans no cells")
+            for cell in plan["cells"]:
+                check_inner(cell["folder"])
         except (ValueError, OSError) as error:
             raise ValueError(f"{folder / 'sweep.json'} is damaged: {_short(error)}") from None
         return [_read(folder / cell["folder"], cell) for cell in plan["cells"]], plan
@@ -353,6 +383,7 @@ def _read(folder: Path, planned: dict[str, Any] | None) -> _Entry:
         status=status,
         reason=reason,
         fingerprint=about.get("fingerprint"),
+        training=about.get("training"),
         trained_by=about.get("trained_by"),
         reused_from=about.get("reused_from"),
         config=config,
@@ -438,7 +469,7 @@ def _status(
 def _object(path: Path) -> dict[str, Any]:
     """A JSON or YAML file that holds keys and values. ValueError when it does not."""
     text = path.read_text(encoding="utf-8")
-    values = _yaml(text) if path.suffix == ".yaml" else json.loads(text)
+    values = _yaml(text) if path.suffix == ".yaml" else parse_json(text)
     if not isinstance(values, dict):
         raise ValueError("it holds no keys and values")
     check_signature(values)
@@ -483,7 +514,7 @@ def _after(path: Path, read: Callable[[Any], tuple[str, str]]) -> list[dict[str,
         if _MARK not in line:
             continue
         try:
-            row = json.loads(line)
+            row = parse_json(line)
             source, name = read(row)
             if row["phase"] == "after":
                 rows.append({**row, "id": f"{source}/{name}"})
@@ -524,7 +555,7 @@ def _curve(path: Path) -> list[tuple[int, float]]:
         if '"train/loss"' not in line:
             continue
         try:
-            row = json.loads(line)
+            row = parse_json(line)
             step, loss = int(row["step"]), float(row["train/loss"])
         except (ValueError, KeyError, TypeError, OverflowError):
             continue
@@ -703,6 +734,17 @@ def _claims(
             (label, claim) for name, claim in merged.items() for label in labels.get(name, {name})
         )
     )
+
+
+def _claiming(plan: Mapping[str, Any]) -> set[str]:
+    """The variants of a sweep about which it makes a claim."""
+    return {*(plan.get("tips") or ()), *(plan.get("better") or ())}
+
+
+def _added_seeds(plan: Mapping[str, Any]) -> set[int]:
+    """The seeds of a sweep that were not in its plan when the first cell was finished."""
+    first = (plan.get("judged_first") or {}).get("seeds")
+    return set() if first is None else {cell["seed"] for cell in plan["cells"]} - set(first)
 
 
 def _design(plan: Mapping[str, Any], members: _Members) -> dict[str, list[str]]:

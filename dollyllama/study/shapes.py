@@ -42,6 +42,7 @@ _SHAPES: dict[str, Mapping[str, Any]] = {
         "variant": str,
         "seed": int,
         "fingerprint": str,
+        "training": str,
         "trained_by": str,
         "reused_from": str,
     },
@@ -56,6 +57,7 @@ _SHAPES: dict[str, Mapping[str, Any]] = {
         "left_out": {_ANY: str},
         "factors": [str],
         "budget": str,
+        "judged_first": {"primary": str, "answers_primary": str, "relevant": float, "seeds": [int]},
         "cells!": [{"folder!": str, "variant!": str, "seed!": int}],
     },
 }

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from omegaconf import OmegaConf
 
+from dollyllama.config import fingerprint as digest_of
 from dollyllama.files import read_json_lines, write_json, write_json_lines, write_text
 from tests import run_record
 
@@ -208,11 +209,17 @@ def write_cell(
                 "seed": seed,
                 "fingerprint": fingerprint or _fingerprint(variant, seed),
                 "overrides": [f"ablation={variant}", f"seed={seed}"],
+                "training": _training(values),
                 "trained_by": trained_by,
                 "reused_from": None,
             },
         )
     return folder
+
+
+def _training(values: Mapping[str, Any]) -> str:
+    """Equal for cells that differ in what comes after training alone."""
+    return digest_of({k: v for k, v in values.items() if k not in ("decoding", "evaluation")})
 
 
 def _fingerprint(variant: str, seed: int) -> str:

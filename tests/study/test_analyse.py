@@ -80,6 +80,55 @@ def test_an_effect_is_the_mean_difference_of_paired_cells(sweep: Path) -> None:
     assert comparison.relevant == pytest.approx(0.02 * baseline)
 
 
+def test_whose_training_an_adapter_is_decides_nothing(tmp_path: Path) -> None:
+    """Of cells that share an adapter the first that runs trains it, and that may be any of them."""
+    swapped = {
+        **VARIANTS,
+        "baseline": {"trained_by": "nucleus.seed_0"},
+        "nucleus": VARIANTS["nucleus"] | {"trained_by": None},
+    }
+    study = study_of(study_record.write_sweep(tmp_path / "sweep", swapped))
+    assert primary(study, "nucleus").metric == "score/all"
+    assert named(study, "baseline").decides == "loss/all"
+    assert primary(study, "rank_8").metric == "loss/all"
+
+
+def test_claims_about_the_recipe_are_not_judged_against_another(sweep: Path) -> None:
+    rewrite_plan(sweep, baseline="rank_32")
+    study = study_of(sweep)
+    assert study.plan.baseline == "rank_32"
+    assert [each.name for each in study.variants if each.tip] == []
+    assert any("no claim is judged: the baseline, rank_32" in line for line in study.warnings)
+
+
+def test_what_is_to_decide_is_named_before_the_cells_are_run(sweep: Path) -> None:
+    first = {"primary": "loss/all", "answers_primary": "score/all", "relevant": 0.02}
+    rewrite_plan(sweep, judged_first=first)
+    assert not any("chosen after" in line for line in study_of(sweep).warnings)
+    rewrite_plan(sweep, primary="f1/dolly", relevant=0.9)
+    (line,) = [line for line in study_of(sweep).warnings if "chosen after" in line]
+    assert "the metric f1/dolly in place of loss/all" in line
+    assert "the share that matters, 0.9 in place of 0.02" in line
+
+
+def test_seeds_that_were_added_later_are_told(sweep: Path) -> None:
+    rewrite_plan(sweep, judged_first={"seeds": [0, 1, 2]})
+    assert not any("seeds added" in line for line in study_of(sweep).warnings)
+    rewrite_plan(sweep, judged_first={"seeds": [0]})
+    (line,) = [line for line in study_of(sweep).warnings if "seeds added" in line]
+    assert "finished: 1, 2;" in line
+
+
+def test_with_a_relevant_share_of_nothing_everything_matters(sweep: Path) -> None:
+    rewrite_plan(sweep, relevant=0.0)
+    assert primary(study_of(sweep), "rank_8").relevant == 0.0
+
+
+def rewrite_plan(sweep: Path, **changes: Any) -> None:
+    path = sweep / "sweep.json"
+    write_json(path, json.loads(path.read_text(encoding="utf-8")) | changes)
+
+
 def test_sources_weigh_the_same_in_the_overall_score(sweep: Path) -> None:
     """Also where one of them has fewer answers."""
     heads = {source: scores[0] for source, scores in study_record.SOURCES.items()}

@@ -164,6 +164,48 @@ def test_equal_runs_differ_by_nothing_for_sure() -> None:
     assert seeds_needed(found, 0.1) == 2
 
 
+def test_answers_that_are_all_wrong_leave_open_what_so_few_can_hide() -> None:
+    """Rule of three: of n examples none differs with probability 2.5 % where 3.7 / n of all do."""
+    wrong = np.zeros((3, 8))
+    found = paired_effect(wrong, wrong.copy(), np.ones(8), limits=(0, 1))
+    hidden = 1 - 0.025 ** (1 / 8)
+    assert (found.value, found.p) == (0, 1)
+    assert (found.low, found.high) == pytest.approx((-hidden, hidden))
+    assert detectable(found) == pytest.approx(hidden)
+    level = level_of(wrong, np.ones(8), limits=(0, 1))
+    assert (level.low, level.high, level.p) == (0, pytest.approx(hidden), None)
+    # As many examples, two of which weigh as much as all the others.
+    weights = np.array([3.0, 3, 1, 1, 1, 1, 1, 1])
+    heavy = paired_effect(wrong, wrong.copy(), weights, limits=(0, 1)).high
+    assert heavy == pytest.approx(1 - 0.025 ** (1 / (144 / 24)))
+
+
+def test_answers_that_are_all_set_right_are_no_certainty_either() -> None:
+    wrong, right = np.zeros((3, 8)), np.ones((3, 8))
+    found = paired_effect(wrong, right, np.ones(8), limits=(0, 1))
+    hidden = 1 - 0.025 ** (1 / 8)
+    assert (found.value, found.high) == (1, 1)
+    assert found.low == pytest.approx(1 - 2 * hidden)
+    assert found.p == pytest.approx(2 / 2**8)
+    back = paired_effect(right, wrong, np.ones(8), limits=(0, 1))
+    assert (back.low, back.high, back.p) == (-found.high, -found.low, found.p)
+    both = interaction(wrong, wrong, wrong, wrong, np.ones(8), limits=(0, 1))
+    assert both.high == pytest.approx(2 * hidden)
+
+
+def test_intervals_hold_the_truth_where_hardly_any_answer_is_right() -> None:
+    rng = np.random.default_rng(0)
+    for seeds, examples, rate in ((3, 8, 0.03), (3, 32, 0.01), (3, 100, 0.005)):
+        held = 0
+        for _ in range(400):
+            right = (rng.random((seeds, examples)) < rate).astype(float)
+            found = paired_effect(np.zeros_like(right), right, np.ones(examples), limits=(0, 1))
+            assert found.low is not None
+            assert found.high is not None
+            held += found.low <= rate <= found.high
+        assert held >= 0.93 * 400
+
+
 def test_a_difference_that_never_varies_is_sure() -> None:
     found = effect_of(np.full((3, 9), 0.1), np.arange(1.0, 10))
     assert found.low == found.high == pytest.approx(0.1)

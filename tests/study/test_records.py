@@ -206,6 +206,7 @@ DAMAGE: dict[str, list[Any]] = {
     "data.json": ["{", {"sources": []}, {"sources": {"sql": {"digests": ["a"]}}}],
     "losses.jsonl": [
         '{"phase": "after", "loss": 1.0',
+        '{"phase": "after", "loss": ' + "[" * 200_000,
         '{"phase": "after", "loss": NaN, "tokens": 3, "id": "a", "source": "sql"}',
         '{"phase": "after", "loss": 1.0, "tokens": 0, "id": "a", "source": "sql"}',
         '{"phase": "after", "loss": 1.0, "tokens": 3, "source": "sql"}',
@@ -440,6 +441,8 @@ ROWS = [{"folder": "rank_8.seed_0", "variant": "rank_8", "seed": 0}]
         *({"cells": ROWS, "tips": ["rank_8"]}, {"cells": ROWS, "better": {"rank_8": 3}}),
         *({"cells": ROWS, "factors": "a"}, {"cells": ROWS, "command": [1]}),
         *({"cells": ROWS, "baseline": 5}, {"cells": ROWS, "left_out": []}),
+        *({"cells": [{**ROWS[0], "folder": name}]} for name in ("../private", "/etc", "..", "")),
+        '{"cells":' + "[" * 200_000,
     ],
 )
 def test_a_damaged_plan_is_refused_in_one_line(sweep: Path, plan: Any) -> None:
