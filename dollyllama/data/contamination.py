@@ -1,7 +1,9 @@
 """Contamination: training rows that give away a question the model is tested with.
 
 A training row is found when its question is a near copy of a test's, or when it has a long run of
-a test's words anywhere. Of a test's answer it must have half of the runs: programs and queries for
+a test's words anywhere. Of a conversation each turn of the user is compared by itself besides, and
+an input without its instruction: a short question has no long run, and beside another turn it is
+no near copy. Of a test's answer a row must have half of the runs: programs and queries for
 different questions share some. A test is a held-out row, without its answer, or a row of a
 benchmark; each user turn of a conversation is a test by itself.
 
@@ -12,12 +14,12 @@ or side.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 from enum import StrEnum
 from itertools import chain
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -57,6 +59,10 @@ _LIGHTEST_RUN = 7
 _MOST = 0.5
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)
 
+#: What words and word pairs of a question weigh at least that is looked for in the parts of rows:
+#: "Can you go on?" is in many conversations and gives nothing away.
+_LIGHTEST_PART = 6
+
 #: Tests that one row is compared with in a band.
 _NEIGHBOURS = 8
 #: Tests whose runs are in memory together, a few KB each, and tests whose bands are: for each lot
@@ -66,12 +72,17 @@ _ROWS_AT_ONCE = 2048
 #: Bits of a shingle by which it is counted: 128 MiB of bytes.
 _MOST_BITS = 27
 
-#: Texts of the rows with these numbers.
+#: Texts of the rows with these numbers, and the parts of each of them.
 Read = Callable[[Indices], Sequence[Content]]
+ReadParts = Callable[[Indices], Sequence[Sequence[Content]]]
+#: Shingles of texts laid end to end, their offsets, and each text's row, -1 for one to pass by.
+Texts = tuple[Shingles, Indices, Indices]
+Task = TypeVar("Task")
 
 
 class Kind(StrEnum):
     near_copy = "near copy"
+    part = "near copy in part"
     n_gram = "n-gram"
     answer = "answer"
 
@@ -80,7 +91,7 @@ class Kind(StrEnum):
 class Match:
     """A training row and the test that it gives away.
 
-    row, test: their numbers. found: of a near copy the similarity of the questions, else the
+    row, test: their numbers. found: of near copies the similarity of the questions, else the
     longest run of words that both have, of an answer with the test's answer.
     """
 
@@ -106,10 +117,16 @@ def find_contamination(
     is_training_R = np.zeros(len(offsets) - 1, np.bool_)
     is_training_R[training] = True
     found: list[Match] = []
+
+    def take(lot: slice) -> Texts:
+        some_V, some = _questions(*cut(values_V, offsets, lot))
+        rows = np.arange(lot.start, lot.stop)
+        return some_V, some, np.where(is_training_R[lot], rows, -1)
+
     for start in range(0, len(tests), _QUESTIONS_AT_ONCE):
         some = tests[start : start + _QUESTIONS_AT_ONCE]
         asked = [(question, given, "") for question, given, _ in some]
-        near = _near_questions(asked, is_training_R, values_V, offsets, weights)
+        near = _near_questions(asked, weights, lots(offsets), take)
         is_training_R[[match.row for match in near]] = False
         found += [replace(match, test=start + match.test) for match in near]
     if len(tests):
@@ -120,22 +137,54 @@ def find_contamination(
 # --- near copies ---------------------------------------------------------------------------------
 
 
+def find_copied_parts(
+    tests: Sequence[Content], rows: Indices, read: ReadParts, weights: Floats
+) -> list[Match]:
+    """Find the rows of which one part by itself is a near copy of a test's question.
+
+    As ``find_contamination``, whose rows are to be left out; each row's parts are read once for
+    ``_QUESTIONS_AT_ONCE`` tests.
+    """
+    found: dict[int, Match] = {}
+    some_rows = [rows[at : at + _ROWS_AT_ONCE] for at in range(0, len(rows), _ROWS_AT_ONCE)]
+
+    def take(some: Indices) -> Texts:
+        parts_R = read(some)
+        some_V, offsets = shingle(list(chain.from_iterable(parts_R)))
+        return some_V, offsets, np.repeat(some, [len(parts) for parts in parts_R])
+
+    for start in range(0, len(tests) if len(rows) else 0, _QUESTIONS_AT_ONCE):
+        some = tests[start : start + _QUESTIONS_AT_ONCE]
+        asked = [(question, given, "") for question, given, _ in some]
+        for match in _near_questions(asked, weights, some_rows, take, lightest=_LIGHTEST_PART):
+            own = replace(match, test=start + match.test, kind=Kind.part)
+            found.setdefault(match.row, own)
+    return sorted(found.values(), key=lambda match: match.row)
+
+
 def _near_questions(
     asked: Sequence[Content],
-    is_training_R: npt.NDArray[np.bool_],
-    values_V: Shingles,
-    offsets: Indices,
     weights: Floats,
+    tasks: Iterable[Task],
+    take: Callable[[Task], Texts],
+    *,
+    lightest: float = 0,
 ) -> list[Match]:
-    """Find rows whose question and input are near copies of a test's, whatever the answers."""
+    """Find rows with a text that is a near copy of a test's question and input, without answers.
+
+    take: the texts of a task, without answers, the texts of a row in one task. lightest: what a
+    test must weigh at least to be looked for.
+    """
     tests_V, test_offsets = shingle(asked)
-    worded = np.flatnonzero(np.diff(test_offsets))
+    test_V = np.repeat(np.arange(len(asked)), np.diff(test_offsets))
+    weight_T = np.bincount(test_V, weights[bucket(tests_V)], len(asked))
+    worded = np.flatnonzero((weight_T > 0) & (weight_T >= lightest))
     keys_BT = band_keys(tests_V, test_offsets, weights, range(BANDS))[:, worded]
     order_BT = np.argsort(keys_BT, axis=1, kind="stable")
     sorted_BT = np.take_along_axis(keys_BT, order_BT, axis=1)
 
-    def look(lot: slice) -> list[Match]:
-        some_V, some = _questions(*cut(values_V, offsets, lot))
+    def look(task: Task) -> list[Match]:
+        some_V, some, row_of = take(task)
         pairs = [np.empty(0, np.int64)]
         keys_BR = band_keys(some_V, some, weights, range(BANDS))
         for keys_R, sorted_T, order_T in zip(keys_BR, sorted_BT, order_BT, strict=True):
@@ -146,23 +195,22 @@ def _near_questions(
                 test_P = worded[order_T[place_R[row_P] + step]]
                 pairs.append(row_P * len(asked) + test_P)
         row_P, test_P = np.divmod(distinct(np.concatenate(pairs)), len(asked))
-        trained = is_training_R[lot.start + row_P]
-        row_P, test_P = row_P[trained], test_P[trained]
+        wanted = row_of[row_P] >= 0
+        row_P, test_P = row_P[wanted], test_P[wanted]
         similarity_P, near = compare(
             pair_keys(row_P, some_V, some),
             pair_keys(test_P, tests_V, test_offsets),
             len(row_P),
             weights,
         )
-        row_P, test_P, similarity_P = row_P[near], test_P[near], similarity_P[near]
+        row_P, test_P, similarity_P = row_of[row_P[near]], test_P[near], similarity_P[near]
         matches = []
         for each in _best(row_P, test_P, similarity_P):
             found = f"similarity {similarity_P[each]:.2f}"
-            row, test = lot.start + int(row_P[each]), int(test_P[each])
-            matches.append(Match(row, test, Kind.near_copy, found))
+            matches.append(Match(int(row_P[each]), int(test_P[each]), Kind.near_copy, found))
         return matches
 
-    return list(chain.from_iterable(on_all_cores(look, lots(offsets))))
+    return list(chain.from_iterable(on_all_cores(look, tasks)))
 
 
 def _questions(values_V: Shingles, offsets: Indices) -> tuple[Shingles, Indices]:

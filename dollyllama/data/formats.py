@@ -127,7 +127,8 @@ def read_messages(row: Row) -> Fields:
     """messages or conversations: system words, and the user and the assistant in turn.
 
     System words go first, wherever they stand. The last answer is the response, the user's turn
-    before it the instruction. What follows the last answer, or the first turn that is not its
+    before it the instruction. Content in parts, as OpenAI's interface has it, is its texts, line by
+    line. What follows the last answer, or the first turn that is not its
     speaker's, is left out (repair ``shortened_conversation``). ValueError without a first turn of
     each kind, in that order.
     """
@@ -136,7 +137,7 @@ def read_messages(row: Row) -> Fields:
         if not isinstance(message, Mapping):
             raise ValueError(f"a message must be an object, not {type(message).__name__}")
         role = message.get("role", message.get("from"))
-        content = message.get("content", message.get("value"))
+        content = _in_one(message.get("content", message.get("value")))
         if not isinstance(role, str) or not isinstance(content, str):
             raise ValueError("a message needs role and content (or from and value), both text")
         turns.append((_ROLES.get(role, role), content))
@@ -150,6 +151,20 @@ def read_messages(row: Row) -> Fields:
     *before, (_, instruction), (_, response) = spoken[:kept]
     repairs = ("shortened_conversation",) if len(spoken) > kept else ()
     return Fields(instruction, response, history=(*system, *before), repairs=repairs)
+
+
+def _in_one(content: Any) -> Any:
+    """Content in parts as one text, any other as it is; ValueError for a part that is no text."""
+    if not isinstance(content, list):
+        return content
+    texts = []
+    for part in content:
+        text = part.get("text") if isinstance(part, Mapping) else part
+        if not isinstance(text, str):
+            kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+            raise ValueError(f"a message has a part that is no text but {kind}")
+        texts.append(text)
+    return "\n".join(texts)
 
 
 def read_humaneval(row: Row) -> Fields:
@@ -408,6 +423,9 @@ def read_example(
     for names in rule.columns:
         column = next((name for name in names if name in values), names[0])
         value = values.get(column)
+        if rule.value is list and isinstance(value, str):
+            value = _read_list(value)
+            values = {**values, column: value}
         if not isinstance(value, rule.value):
             return reject("wrong_type", _wrong_type(named.get(column, column), value))
     for column in rule.optional:
@@ -431,6 +449,15 @@ def read_example(
     if len(example.question) + len(example.response) + len(example.context) > MAX_ROW:
         return reject("row_too_large", f"more than {MAX_ROW:,} characters")
     return example, fields.repairs
+
+
+def _read_list(text: str) -> Any:
+    """The list that a column keeps as JSON in a text, as exports to CSV do; the text if none."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    return value if isinstance(value, list) else text
 
 
 def _wrong_type(column: str, value: Any) -> str:

@@ -122,6 +122,16 @@ def questions_of(example: Example) -> list[Content]:
     return [*turns, content(replace(example, history=()))]
 
 
+def parts_of(example: Example) -> list[Content]:
+    """What an example asks by itself: each turn of a conversation, an input without instruction.
+
+    In ``near.content``'s shape, without answers; none where all that is asked is one text.
+    """
+    turns = [(question, given, "") for question, given, _ in questions_of(example)]
+    parts = turns if example.history else []
+    return [*parts, (example.input, "", "")] if example.input else parts
+
+
 # --- one part -----------------------------------------------------------------------------------
 
 

@@ -32,7 +32,7 @@ class Late:
 class Found:
     """A training row that gives a test away. place: in the corpus. test: its name and row.
 
-    question: what the test asks. kind: near copy, n-gram or answer. found: the similarity, or the
+    question: what the test asks. kind: as of ``contamination.Kind``. found: the similarity, or the
     words that both have.
     """
 

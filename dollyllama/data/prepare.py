@@ -27,13 +27,14 @@ import numpy.typing as npt
 
 from dollyllama import config
 from dollyllama.config import Data, Deduplicate, fingerprint
-from dollyllama.data.contamination import find_contamination
+from dollyllama.data.contamination import find_contamination, find_copied_parts
 from dollyllama.data.dedupe import Places, clusters_of, first_copies, why_kept
 from dollyllama.data.example import Rejected, Split
 from dollyllama.data.ingest import (
     Job,
     build_store,
     find_source,
+    parts_of,
     questions_of,
     read_questions,
     settings_of,
@@ -342,17 +343,25 @@ def _contaminated(
         for example in map(corpus.example, evaluated.tolist())
         for question, given, _ in questions_of(example)
     ]
+    questions = [question for _, question in tests]
     matches = find_contamination(
-        [question for _, question in tests],
+        questions,
         training,
         lambda rows: [content(corpus.example(row)) for row in rows.tolist()],
         values,
         offsets,
         weights,
     )
+    left = np.setdiff1d(training, [match.row for match in matches], assume_unique=True)
+    matches += find_copied_parts(
+        questions,
+        left[corpus.is_in_parts()[left]],
+        lambda rows: [parts_of(corpus.example(row)) for row in rows.tolist()],
+        weights,
+    )
     return [
         Found(match.row, *_in_words(tests[match.test]), match.kind, match.found)
-        for match in matches
+        for match in sorted(matches, key=lambda match: match.row)
     ]
 
 

@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from functools import lru_cache
-from itertools import pairwise
+from itertools import chain, pairwise
 
 import sqlglot
 from sqlglot import Dialect, TokenType, exp
@@ -157,8 +157,9 @@ _CANNOT = (
 )
 _REFUSAL = re.compile(
     rf"(?:(?:(?:I['’]?m |I am )?(?:very |so |really )?(?:sorry|afraid)|unfortunately|"
-    rf"I apologi[sz]e)[^.!?\n]{{0,40}}?\bI ?{_CANNOT}|I ?{_CANNOT})"
-    r" (?:help|assist|answer|provide|fulfil|comply|complete|generate|create|write|discuss|engage|"
+    rf"I apologi[sz]e)[^.!?\n]{{0,40}}?(?:[.!] )?\bI ?{_CANNOT}|I ?{_CANNOT})"
+    rf"(?:,? (?:and|or) {_CANNOT},?)?"
+    r" (?:help|assist|answer|provide|fulfill?|comply|complete|generate|create|write|discuss|engage|"
     r"respond|do (?:that|this)|tell you|give you|support|participate)\b",
     re.IGNORECASE,
 )
@@ -287,8 +288,17 @@ logging.getLogger("sqlglot").setLevel(logging.ERROR)
 
 #: The columns of a schema's tables, all names in lower case; none where they cannot be told.
 Tables = Mapping[str, frozenset[str]]
-#: A column that every table of SQLite has.
-_ROW_ID = "rowid"
+#: Columns that every table has: SQLite's number of a row by its three names, Oracle's.
+_EVERYWHERE = frozenset({"rowid", "oid", "_rowid_", "rownum"})
+#: Functions of other dialects one of whose arguments is a word, as in DATEDIFF(YEAR, hired, paid)
+#: and CONVERT(VARCHAR, hired): the parser takes it for a column.
+_TAKES_A_WORD = re.compile(
+    r"\b(?:(?:DATE|TIME|DATETIME|TIMESTAMP)_?(?:DIFF|ADD|SUB|PART|NAME|TRUNC|BUCKET)|EXTRACT|"
+    r"(?:TRY_)?CONVERT)\s*\(",
+    re.IGNORECASE,
+)
+#: The brackets of an array, as in "tags VARCHAR(10)[]": SQLite quotes names in such.
+_ARRAY = re.compile(r"(?<=[\w)])(?:\[[0-9]*\])+")
 
 
 #: Two tokens between which an entry of a list is missing: the parser passes over it.
@@ -317,7 +327,7 @@ def read_tables(context: str) -> Tables:
             columns = {column.name.lower() for column in made.expressions} - {""}
             if not columns:
                 raise ValueError(f"the table {made.this.name} has no columns")
-            tables[name] = tables.get(name, frozenset()) | columns | {_ROW_ID}
+            tables[name] = tables.get(name, frozenset()) | columns | _EVERYWHERE
         elif isinstance(statement, exp.Create | exp.Alter | exp.Command):
             _check_statement(statement)
             tables[""] = frozenset()  # a view, a copy, new columns: no name is surely missing
@@ -330,6 +340,7 @@ def read_tables(context: str) -> Tables:
 
 def _parse_schema(context: str) -> list[exp.Expr | None]:
     """The statements of a schema; ValueError when the parser stops, or passes over a gap."""
+    context = _ARRAY.sub("", context)
     try:
         tokens = _SQLITE.tokenize(context)
         statements = _SQLITE.parser().parse(tokens, context)
@@ -360,8 +371,8 @@ def _check_statement(statement: exp.Create | exp.Alter | exp.Command) -> None:
 
 
 def sql_schema(example: Example, grader: Grader) -> str | None:
-    """A schema that does not parse, or makes no table."""
-    if grader is not Grader.sql:
+    """A schema that does not parse, or makes no table; where there is none it is not missed."""
+    if grader is not Grader.sql or not example.context.strip():
         return None
     try:
         read_tables(example.context)
@@ -374,7 +385,8 @@ def sql_columns(example: Example, grader: Grader) -> str | None:
     """A query that asks for a table or a column that the schema lacks.
 
     Names that the query makes itself are not looked into, nor are queries that do not parse: they
-    may be another dialect's. A double-quoted name that is no column is a text, as SQLite has it.
+    may be another dialect's, and so may words in its functions. A double-quoted name that is no
+    column is a text, as SQLite has it.
     """
     if grader is not Grader.sql:
         return None
@@ -392,6 +404,8 @@ def sql_columns(example: Example, grader: Grader) -> str | None:
         if isinstance(node, exp.Column):
             columns.append(node)
         elif isinstance(node, exp.Table):
+            if not isinstance(node.this, exp.Identifier):
+                return None  # a function, json_each say: its columns cannot be told
             asked.append(node)
         elif isinstance(node, exp.Alias | exp.CTE):
             made.add(node.alias.lower())
@@ -408,11 +422,14 @@ def sql_columns(example: Example, grader: Grader) -> str | None:
         for alias in (name, table.alias.lower()):
             meant.setdefault(alias, set()).add(name)
     everywhere = frozenset().union(*tables.values())
+    takes_a_word = _TAKES_A_WORD.search(example.response)
     for column in columns:
         name = column.name.lower()
         if isinstance(column.this, exp.Star) or name in made:
             continue
         if not column.table:
+            if takes_a_word and isinstance(column.parent, exp.Func):
+                continue
             lacking = not column.this.quoted and name not in everywhere
         else:
             of = meant.get(column.table.lower(), set())
@@ -499,9 +516,10 @@ _EQUATION = re.compile(
     rf"[ ]?+(?P<minus>[-−–]?)[$€£]?(?P<result>{_NUMBER})"
 )
 # What stands before a sum and makes it a part of something else: an operator, an exponent, half of
-# a number, "1 and 1/4", "on day 1 * 2", "his 25 + his 1 + 1".
+# a number, "1 and 1/4", "half of 2 + 4", "on day 1 * 2", "his 25 + his 1 + 1".
 _PART_OF_MORE = re.compile(
     rf"[\^√=:_]\Z|[0-9],\Z|(?:\A|[^\w)])\.\Z|\b(?:and|day|week|month|year|step|level)\Z"
+    rf"|(?:\bhalf|\bthirds?|\bquarters?|[0-9%])[ ]of\Z"
     rf"|[0-9)] ?[{_SIGN}] ?[0-9.,]*[a-zA-Z' ]*\Z"
 )
 # What stands behind a result and makes it a part: an operator, a fraction, digits, "million".
@@ -513,25 +531,46 @@ _GOES_ON = re.compile(
 _PIECE = re.compile(rf"[ $€£]*+(?:(?P<number>{_NUMBER})[ ]?(?P<percent>%?)|(?P<sign>[{_SIGN}()]))")
 _SIGNS = {"x": "*", "×": "*", "÷": "/", "−": "-", "–": "-"}
 _LONGEST_SUM = 120  # characters
-#: "50 x 20% = 10" and "1/2 = 50%", "3 x 5 = $15,000" (in thousands).
-_SCALES = (1.0, 100.0, 0.01, 1000.0, 0.001)
+#: "20% of 60 = 12": a product.
+_PERCENT_OF = re.compile(rf"(?<=[0-9])[ ]?%[ ]of[ ](?=[$€£]?(?:{_NUMBER})[ ]?=)")
+#: "= 12 = 13": two results of one sum.
+_CHAIN = re.compile(
+    rf"=[ ]?[$€£]?(?P<first>{_NUMBER})[ ]?%?[ ]?=[ ]?[$€£]?(?P<second>{_NUMBER})(?![.,]?[0-9])"
+)
+#: Lines in which a result may be off, and by what: "1/2 = 50%", "3 x 5 = $15,000" (in thousands).
+_SCALES = (
+    (re.compile(r"%|\bper ?cent|\bcents?\b|¢", re.I), (100.0, 0.01)),
+    (re.compile(r"\bthousand|[0-9] ?[kK]\b|\bkilo|\bmilli", re.I), (1000.0, 0.001)),
+)
 
 
 def maths_steps(example: Example, grader: Grader) -> str | None:
     """A worked answer with a step that does not add up, as "70 + 40 = 100".
 
-    Steps of numbers and units alone; rounding, percentages and thousands are allowed for.
+    Steps of numbers and units alone; rounding is allowed for, and a factor of 100 or 1000 in lines
+    that speak of percent or thousands.
     """
     if grader is not Grader.maths:
         return None
-    text = _UNIT.sub("", example.response)
-    for equation in _EQUATION.finditer(text):
-        if not _adds_up(text, equation):
-            return f"a step does not add up: {_quoted(equation[0].strip())}"
+    for line in example.response.split("\n"):
+        if "=" not in line:
+            continue
+        scales = (1.0, *chain.from_iterable(by for where, by in _SCALES if where.search(line)))
+        text = _PERCENT_OF.sub("% * ", _UNIT.sub("", line))
+        for equation in _EQUATION.finditer(text):
+            if not _adds_up(text, equation, scales):
+                return f"a step does not add up: {_quoted(equation[0].strip())}"
+        # Not without units: "= 120 minutes = 2" is right.
+        for results in _CHAIN.finditer(line):
+            first, second = results["first"], results["second"]
+            if not _GOES_ON.match(line, results.end()) and not _is_stated(
+                float(first.replace(",", "")), second, scales, exact=False
+            ):
+                return f"a step does not add up: {_quoted(results[0])}"
     return None
 
 
-def _adds_up(text: str, equation: re.Match[str]) -> bool:
+def _adds_up(text: str, equation: re.Match[str], scales: Iterable[float]) -> bool:
     """Whether the sum is its result; True as well where that cannot be told."""
     stated, result = equation["sum"], equation["result"]
     before = text[max(equation.start() - 30, 0) : equation.start()]
@@ -547,12 +586,22 @@ def _adds_up(text: str, equation: re.Match[str]) -> bool:
     if value is None:
         return True
     exact = "/" not in pieces and "." not in stated and "%" not in stated
+    return _is_stated(-value if equation["minus"] else value, result, scales, exact=exact)
+
+
+def _is_stated(value: float, result: str, scales: Iterable[float], *, exact: bool) -> bool:
+    """Whether a result says this value, times one of these scales.
+
+    exact: it is not rounded, up or down; a value that needs no more digits never is.
+    """
     decimals = len(result.partition(".")[2])
-    tolerance = 1e-9 if exact else 10.0**-decimals * (1 + 1e-9)
-    wanted = float(result.replace(",", "")) * (-1 if equation["minus"] else 1)
-    return any(
-        abs(value * scale - wanted) <= max(tolerance, 1e-9 * abs(wanted)) for scale in _SCALES
-    )
+    wanted = float(result.replace(",", ""))
+    for scaled in (value * scale for scale in scales):
+        nearest = abs(scaled - round(scaled, decimals)) <= 1e-9 * max(abs(scaled), 1)
+        rounding = 0.0 if exact or nearest else 10.0**-decimals * (1 + 1e-9)
+        if abs(scaled - wanted) <= max(rounding, 1e-9, 1e-9 * abs(wanted)):
+            return True
+    return False
 
 
 def _pieces(stated: str) -> list[float | str] | None:

@@ -14,7 +14,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from dollyllama.config import GroupBy
-from dollyllama.data.example import Example
+from dollyllama.data.example import Example, join_input
 
 #: So many words at the end of their longest line tell GSM8K's questions apart (8,321 keys for 8,352
 #: questions) and are never a wording's: its shortest question, with a wording before it, has 9.
@@ -34,14 +34,17 @@ def group_key(example: Example, group_by: GroupBy) -> str:
 
     ``longest_line``: the last words of the instruction's longest line. The 37 wordings around a
     grade-school-math problem stand on other lines or before it on its own line, so the end of the
-    line is the problem's in each of them, and bare GSM8K's too.
+    line is the problem's in each of them, and bare GSM8K's too. Of a conversation it is the user's
+    first turn that counts: the same chat is often there twice with other turns behind it.
     """
     if group_by is GroupBy.context:
         return normalise(example.context)
+    asked = join_input(example.instruction, example.input)
+    opening = next((said for role, said in example.history if role == "user"), asked)
     if group_by is GroupBy.longest_line:
-        words = normalise(max(example.question.split("\n"), key=len)).split(" ")
+        words = normalise(max(opening.split("\n"), key=len)).split(" ")
         return " ".join(words[-_KEY_WORDS:])
-    return normalise(example.question)
+    return normalise(opening)
 
 
 def side_hash(group: str) -> int:

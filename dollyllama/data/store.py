@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from dollyllama.data.example import Example, Split
 from dollyllama.data.tokens import EncodedExample
@@ -165,6 +166,15 @@ class Store:
             column = batch.column(name)
             yield column.flatten().to_numpy(), np.diff(column.offsets.to_numpy())
 
+    def is_in_parts(self) -> npt.NDArray[np.bool_]:
+        """Of each row whether it has an input or turns before the instruction."""
+        parts = [np.empty(0, np.bool_)]
+        for batch in self._batches():
+            turns = np.diff(batch.column("history").offsets.to_numpy())
+            given = pc.binary_length(batch.column("input")).to_numpy()
+            parts.append((turns > 0) | (given > 0))
+        return np.concatenate(parts)
+
     def _batches(self, kind: str = "kept") -> Iterator[pa.RecordBatch]:
         for number in range(len(self.starts) - 1):
             yield _open(self.folder / f"{number:05d}.{kind}.arrow")
@@ -207,6 +217,10 @@ class Corpus:
     def column(self, name: str) -> Array:
         """A column of fixed width over all rows."""
         return np.concatenate([store.column(name) for store in self.stores.values()])
+
+    def is_in_parts(self) -> npt.NDArray[np.bool_]:
+        """Of each row whether it has an input or turns before the instruction."""
+        return np.concatenate([store.is_in_parts() for store in self.stores.values()])
 
     def lay_out(self, name: str, folder: Path) -> tuple[Array, npt.NDArray[np.int64]]:
         """Lay a column of lists end to end: flat values and offsets (rows + 1).

@@ -10,6 +10,7 @@ from dollyllama.data.contamination import (
     Kind,
     Match,
     find_contamination,
+    find_copied_parts,
     hash_runs,
     longest_run,
 )
@@ -118,6 +119,52 @@ def test_a_template_with_one_word_of_the_question_behind_it_gives_nothing_away()
         rows[row] = (f"{template} {'janet' if row < 5 else ''} {rows[row][0]}", "", rows[row][2])
     found, _ = search([(f"{template} janet {sentence(rng, 30)}", "", "")], rows)
     assert found == []
+
+
+def find_parts(
+    tests: list[Content], parts: dict[int, list[Content]], weights: Floats | None = None
+) -> list[Match]:
+    return find_copied_parts(
+        tests,
+        np.array(sorted(parts)),
+        lambda rows: [parts[row] for row in rows.tolist()],
+        np.ones(BUCKETS, np.float32) if weights is None else weights,
+    )
+
+
+def test_a_short_question_is_found_among_the_parts_of_a_row(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rng = random.Random(15)
+    asked = [sentence(rng, 8) for _ in range(30)]
+    tests = [(each, "", "its answer") for each in asked]
+
+    def told(words: int = 12) -> Content:
+        return sentence(rng, words), "", ""
+
+    parts = {row: [told(), told(30), told()] for row in range(0, 200, 2)}
+    parts[40][2] = (asked[7].upper() + "?", "", "")
+    parts[50][0] = (asked[29], "", "")
+    parts[60][1] = (f"{asked[3]} {told(30)[0]}", "", "")
+    parts[199] = [(edit(asked[5], 1), "", "")]
+    for rows_at_once, questions_at_once in ((1000, 1000), (7, 7)):
+        monkeypatch.setattr(contamination, "_ROWS_AT_ONCE", rows_at_once)
+        monkeypatch.setattr(contamination, "_QUESTIONS_AT_ONCE", questions_at_once)
+        found = find_parts(tests, parts)
+        assert [(each.row, each.test) for each in found] == [(40, 7), (50, 29), (199, 5)]
+        assert {each.kind for each in found} == {Kind.part}
+        assert found[0].found == "similarity 1.00"
+
+
+def test_what_is_said_in_every_conversation_gives_nothing_away() -> None:
+    rng = random.Random(16)
+    asked, often = sentence(rng, 8), "Can you go on with that, please?"
+    rows = [(f"{sentence(rng, 20)} {often}", "", "") for _ in range(300)]
+    weights = shingle_weights(*shingle(rows), np.zeros(len(rows), np.int64))
+    parts: dict[int, list[Content]] = {3: [(often, "", "")], 4: [(asked, "", "")]}
+    found = find_parts([(often, "", ""), (asked, "", "")], parts, weights)
+    assert [(each.row, each.test) for each in found] == [(4, 1)]
+    assert find_parts([("Go on.", "", "")], {3: [("Go on.", "", "")]}) == []
 
 
 def test_only_training_rows_are_found_each_once_with_its_best_test() -> None:

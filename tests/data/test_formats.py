@@ -196,6 +196,30 @@ def test_sharegpt_names_of_roles_read_too() -> None:
     assert read(row, RowFormat.messages)[0].response == "Ho"
 
 
+def test_content_in_parts_is_its_texts() -> None:
+    row = as_messages(*EXCHANGE)
+    alone, _ = read(row, RowFormat.messages)
+    said = row["messages"][0]["content"]
+    parts = [{"type": "text", "text": each} for each in ("Look:", said)]
+    row["messages"][0]["content"] = parts[1:]
+    assert read(row, RowFormat.messages) == (alone, ())
+    row["messages"][0]["content"] = parts
+    assert read(row, RowFormat.messages)[0].instruction == f"Look:\n{said}"
+    parts.append({"type": "image_url", "image_url": "a.png"})
+    rejected = refuse(row, RowFormat.messages)
+    assert rejected.reason == "unreadable_conversation"
+    assert rejected.detail == "a message has a part that is no text but image_url"
+
+
+def test_a_conversation_may_be_json_in_a_text() -> None:
+    row = as_messages(*EXCHANGE)
+    told = {"messages": json.dumps(row["messages"])}
+    assert read(told, RowFormat.messages) == read(row, RowFormat.messages)
+    for text in ("Hello", '{"role": "user"}', "[" * 100_000):
+        rejected = refuse({"messages": text}, RowFormat.messages)
+        assert (rejected.reason, rejected.detail) == ("wrong_type", "messages is of type str")
+
+
 @pytest.mark.parametrize(
     "messages",
     [[], [{"role": "assistant", "content": "x"}], ["x"], [{"role": "user", "content": None}]],

@@ -631,6 +631,75 @@ def test_rows_that_give_a_benchmark_away_leave_the_training_side(
     assert all(each.raw["prompt"] for each in rejected)
 
 
+def test_a_short_benchmark_question_is_found_in_a_turn_and_in_an_input(
+    write_rows: WriteRows, run: Prepare
+) -> None:
+    asked = "Which tall lighthouses guard the northern fjords of Norway?"  # under 13 words
+
+    def chat(*questions: str) -> dict[str, Any]:
+        turns = [[("user", each), ("assistant", f"About {each}")] for each in questions]
+        return {"messages": [{"role": r, "content": c} for pair in turns for r, c in pair]}
+
+    def other(number: int) -> str:
+        return f"How do people of region {number} bake loaf {number * 7} with {number * 3} grains?"
+
+    chats = [chat(other(number), other(number + 500)) for number in range(100)]
+    chats += [chat(asked, other(997)), chat(other(998), asked), chat(other(999), asked, other(1))]
+    alpaca = [
+        {"instruction": other(number), "input": other(number + 200), "output": "So."}
+        for number in range(1000, 1100)
+    ]
+    alpaca += [
+        {"instruction": "Answer the following question.", "input": asked, "output": "A few."},
+        {"instruction": "Tell me a story.", "input": f"It asks: {other(7)}", "output": "Once."},
+    ]
+    data = make_data(
+        {
+            "chats": make_source(write_rows(chats, "c.jsonl"), format=RowFormat.messages),
+            "alpaca": make_source(write_rows(alpaca, "a.jsonl"), format=RowFormat.alpaca),
+        },
+        benchmarks={
+            "bench": make_source(
+                write_rows([{"turns": [asked]}], "bench.jsonl"), format=RowFormat.turns
+            )
+        },
+        held_out=0.05,
+    )
+    prepared = run(data)
+    found = read_json_lines(prepared.folder / "contamination.jsonl")
+    by_bench = {
+        (each["row"]["source"], each["row"]["row"])
+        for each in found
+        if each["test"] == "bench row 0"
+    }
+    held_out = {(each.example.source, each.example.row) for each in prepared.held_out}
+    planted = {("chats", 100), ("chats", 101), ("chats", 102), ("alpaca", 100)}
+    assert by_bench == planted - held_out
+    assert len(by_bench) >= 3
+
+
+def test_conversations_with_one_opening_are_on_one_side_of_the_split(
+    write_rows: WriteRows, run: Prepare
+) -> None:
+    def chat(opening: str, question: str) -> dict[str, Any]:
+        said = [opening, f"It is {opening}.", question, f"Yes, {question}."]
+        roles = ["user", "assistant"] * 2
+        return {"messages": [{"role": r, "content": c} for r, c in zip(roles, said, strict=True)]}
+
+    rows = [
+        chat(f"What is number {number}?", f"And is {number * 31 + step} a relative of it?")
+        for number in range(200)
+        for step in range(2)
+    ]
+    source = make_source(write_rows(rows, "chats.jsonl"), format=RowFormat.messages)
+    prepared = run(make_data({"chats": source}, deduplicate=Deduplicate.none, decontaminate=False))
+    held_out = {each.example.row // 2 for each in prepared.held_out}
+    trained = {each.example.row // 2 for each in prepared.train}
+    assert held_out
+    assert trained
+    assert not held_out & trained
+
+
 def test_contamination_is_left_in_where_asked_for(write_rows: WriteRows, run: Prepare) -> None:
     with pytest.raises(ValueError, match="nothing looks for"):
         with_benchmark(write_rows, decontaminate=False)

@@ -4,7 +4,6 @@ import math
 import re
 import sqlite3
 from contextlib import closing
-from fractions import Fraction
 from itertools import product
 from random import Random
 
@@ -189,6 +188,10 @@ def test_an_answer_about_models_stays(instruction: str, response: str) -> None:
         "I'm unable to provide medical advice.",
         "I apologize, but I won't write this.",
         "Sorry, I am not able to complete the task.",
+        "I apologize, but I cannot fulfill this request.",
+        "I'm sorry. I can't help with that.",
+        "I cannot and will not provide that.",
+        "I'm sorry, but I can't, and won't, write this.",
     ],
 )
 def test_a_refusal_is_dropped(response: str) -> None:
@@ -205,6 +208,7 @@ def test_a_refusal_is_dropped(response: str) -> None:
         "None, since append() returns nothing.",
         "Sorry, Monopoly and Scrabble are board games.",
         "It's not possible to predict the stock market.",
+        "I'm sorry that you are sad. Go for a walk. I can't help you alone.",
         "Dear neighbour, I cannot help feeling that your dog dislikes me.",
         'print("Sorry, I cannot answer that")',
     ],
@@ -317,7 +321,6 @@ def test_a_list_with_like_entries_is_no_repetition() -> None:
 @pytest.mark.parametrize(
     "context",
     [
-        "",
         "no schema here",
         "SELECT 1",
         "CREATE TABLE t (a INTEGER",
@@ -354,6 +357,9 @@ def test_a_schema_that_cannot_be_read_is_dropped_once(context: str) -> None:
         "CREATE VIRTUAL TABLE t USING fts5(a)",
         "CREATE TABLE t AS SELECT 1 AS a",
         f"{SINGERS}; CREATE TRIGGER t AFTER INSERT ON singer BEGIN DELETE FROM singer; END",
+        "CREATE TABLE t (a SERIAL, tags VARCHAR(10)[], grid INTEGER[3][3] NOT NULL)",
+        "",
+        " \n",
         f"BEGIN; DROP TABLE IF EXISTS t; {SINGERS}; INSERT INTO singer VALUES (1, 2, 3); COMMIT",
     ],
 )
@@ -378,7 +384,7 @@ def test_a_list_of_columns_is_read_where_sqlite_reads_it() -> None:
 
 def test_a_table_that_is_made_twice_has_the_columns_of_both() -> None:
     context = "CREATE TABLE dorm (Name VARCHAR, name INTEGER); CREATE TABLE Dorm (Id VARCHAR)"
-    assert read_tables(context) == {"dorm": {"name", "id", "rowid"}}
+    assert read_tables(context) == {"dorm": {"name", "id", "rowid", "oid", "_rowid_", "rownum"}}
     assert fault(Quality.sql_schema, "Which?", "SELECT 1", Grader.sql, context) is None
     assert sql_fault("SELECT name FROM dorm WHERE ID = 3", context) is None
 
@@ -402,7 +408,9 @@ LACKING = {
     "SELECT T1.Name FROM singer AS T1 UNION SELECT T1.Title FROM concert AS T1": None,
     "SELECT T1.Name FROM singer AS T1 UNION SELECT T1.Year FROM concert AS T1": "column T1.Year",
     "SELECT Name FROM singer ORDER BY Age DESC LIMIT 3": None,
-    "SELECT rowid, Name FROM singer": None,
+    "SELECT rowid, oid, _rowid_, Name FROM singer": None,
+    "SELECT value FROM json_each('[1]')": None,
+    "SELECT Name, j.value FROM singer, json_each(singer.Name) AS j": None,
     "INSERT INTO singer VALUES (1, 2, 3)": None,
     "this is no query": None,
 }
@@ -426,6 +434,23 @@ def test_names_that_the_schema_lacks_are_those_that_sqlite_misses(
         assert lacking is None
     finally:
         connection.close()
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "SELECT DATEDIFF(YEAR, Age, GETDATE()) FROM singer",
+        "SELECT Name FROM singer WHERE TIMESTAMPDIFF(MONTH, Age, NOW()) > 5",
+        "SELECT DATEADD(month, -1, Age) FROM singer",
+        "SELECT datepart (year, Age) FROM singer",
+        "SELECT DATE_TRUNC(month, Age) FROM singer",
+        "SELECT CONVERT(VARCHAR, Age) FROM singer",
+        "SELECT Name FROM singer WHERE ROWNUM <= 5",
+    ],
+)
+def test_a_word_in_another_dialect_s_function_is_no_column(query: str) -> None:
+    assert sql_fault(query) is None
+    assert "column nme" in str(sql_fault(query.replace("FROM", ", nme FROM")))
 
 
 @pytest.mark.parametrize(
@@ -531,6 +556,14 @@ def maths_fault(response: str) -> str | None:
         "She keeps 32 − 20 = 300.",
         "10 x 1,248 = 11,480 points",
         "He paid 200 * 15% = 40",
+        "He paid 5 * 2 = 1000",
+        "She has 2 * 3 = 600 of them",
+        "They made 5 * 2 = 10000",
+        "That is 3 * 4 = 12 = 13",
+        "So 1/4 = 0.25 = 26%",
+        "Thus 50% of 20 = 11",
+        "Thus 10 % of $1,200 = $140",
+        "So 10 / 5 = 3",
     ],
 )
 def test_a_step_that_does_not_add_up_is_found(step: str) -> None:
@@ -548,6 +581,17 @@ def test_a_step_that_does_not_add_up_is_found(step: str) -> None:
         "20 / 3 = 6 full boxes",
         "50 x 20% = 10",
         "1/4 = 25%",
+        "1/4 = 25 percent",
+        "1/4 = 0.25 = 25%",
+        "2/3 = 0.667 = 67%",
+        "20% of 60 = 12",
+        "15% of 50 = 8, rounded",
+        "20% of 50 + 30 = 16",
+        "half of 20% of 60 = 6",
+        "30 * 4 = 120 minutes = 2 hours",
+        "3 * 4 = 12 = 12.0",
+        "3 * 2 = 6 = 12 / 2",
+        "20 * 5 cents = $1",
         "5 * 3 = $15,000 (in thousands)",
         "600 x 30 = 18 000 watts",
         "2 * 3 = 1.2 million / 200,000",
@@ -594,9 +638,7 @@ def test_steps_are_judged_as_exact_arithmetic_judges_them() -> None:
         wrong = right + random.choice([-7, -1, 1, 3])
         shown = " ".join(parts).replace("*", random.choice("*x×"))
         assert maths_fault(f"It is {shown} = {right}") is None
-        scales = [Fraction(10) ** power for power in (0, 2, -2, 3, -3)]
-        tells = all(right * scale != wrong for scale in scales)
-        assert (maths_fault(f"It is {shown} = {wrong}") is not None) == tells
+        assert maths_fault(f"It is {shown} = {wrong}")
 
 
 def test_division_may_be_rounded_in_the_last_digit_that_is_stated() -> None:

@@ -58,6 +58,30 @@ def test_keys_ignore_case_and_white_space() -> None:
     assert group_key(make_example("Say  HI\n"), GroupBy.instruction) == "say hi"
 
 
+def test_conversations_that_begin_alike_share_a_key_with_the_question_alone() -> None:
+    asked, system = "What is a fjord?", ("system", "Be brief.")
+    answered = (("user", asked), ("assistant", "An inlet."))
+    alike = [
+        make_example(asked),
+        make_example(asked, history=(system,)),
+        make_example("And a loch?", history=answered),
+        make_example(
+            "Are they deep?", history=(system, ("user", "what is a  fjord?"), answered[1])
+        ),
+    ]
+    other = make_example(asked, history=(("user", "And a loch?"), ("assistant", "A lake.")))
+    for group_by in (GroupBy.instruction, GroupBy.longest_line):
+        assert len({group_key(each, group_by) for each in alike}) == 1
+        assert group_key(other, group_by) != group_key(alike[0], group_by)
+
+
+def test_an_opening_turn_is_an_instruction_with_its_input() -> None:
+    asked = make_example("Sum it up.", input="A long text.")
+    history = (("user", "Sum it up.\nA long text."), ("assistant", "Text."))
+    opened = make_example("Shorter.", history=history)
+    assert group_key(asked, GroupBy.instruction) == group_key(opened, GroupBy.instruction)
+
+
 def test_sql_rows_over_one_schema_share_a_key() -> None:
     pair = [make_example(text, context="CREATE TABLE t (a VARCHAR)") for text in ("one", "two")]
     assert len({group_key(each, GroupBy.context) for each in pair}) == 1
