@@ -43,6 +43,14 @@ class Request:
     error: str | None = None
 
 
+#: What formats of training call a part of what is asked: such a field is asked, or an error.
+#: Any other is the caller's own (an id, a reference), and only repeated.
+_ASKED = frozenset(
+    """
+    instruction input context question schema prompt system history messages conversations turns
+    """.split()
+)
+
 #: What a line asks that cannot be asked.
 _NONE = Question("")
 
@@ -73,19 +81,34 @@ def _read(number: int, line: bytes) -> Request:
         kept = {name: value for name, value in fields.items() if name not in _ANSWER_FIELDS}
         return Request(number, kept, _NONE, f"the field {taken[0]} is an answer's: rename it")
     schema = "schema" if "schema" in fields else "context"
-    wanted = ("question", schema) if "question" in fields else ("instruction",)
+    # Alpaca's name and Dolly's for what an instruction is about.
+    given = next((name for name in ("input", "context") if fields.get(name)), "input")
+    asks_sql = "question" in fields
+    wanted = ("question", schema) if asks_sql else ("instruction",)
+    taken_up = wanted if asks_sql else (*wanted, given)
     for name in wanted:
         value = fields.get(name)
         if not isinstance(value, str) or not value.strip():
             what = "is empty" if isinstance(value, str) else "is missing or no text"
             return Request(number, fields, _NONE, f"{name} {what}")
-    if "question" in fields:
+    ignored = [name for name in fields if name in _ASKED and fields[name] and name not in taken_up]
+    if ignored:
+        said = f"{ignored[0]} would not be asked beside {' and '.join(taken_up)}: leave it out"
+        return Request(number, fields, _NONE, said)
+    if asks_sql:
         instruction = sql_instruction(fields["question"], fields[schema])
         return Request(number, fields, Question(instruction))
-    given = fields.get("input")
-    if given is not None and not isinstance(given, str):
-        return Request(number, fields, _NONE, "input is no text")
-    return Request(number, fields, Question(fields["instruction"], read_input(given)[0]))
+    text = fields.get(given)
+    if text is not None and not isinstance(text, str):
+        return Request(number, fields, _NONE, f"{given} is no text")
+    return Request(number, fields, Question(fields["instruction"], read_input(text)[0]))
+
+
+def only_repeated(requests: Sequence[Request]) -> list[str]:
+    """The fields of ``requests`` that no prompt has any of."""
+    return sorted(
+        {name for each in requests if each.error is None for name in each.fields} - _ASKED
+    )
 
 
 def resume_at(output: Path, requests: Sequence[Request], settings: dict[str, Any]) -> int:

@@ -42,7 +42,8 @@ def contrastive_search(
 ) -> Tensor:
     """Continue prompts by contrastive search; return ids_BS, int64, with the prompts in front.
 
-    input_ids: left-padded when the prompts differ in length, attention_mask then says where.
+    input_ids: left-padded when the prompts differ in length, attention_mask then says where
+    (ValueError for padding on the right).
     A row ends with the first end-of-sequence token, or when ``stop`` says so (it gets what the
     running rows wrote and answers for each); behind it stands the (first) end-of-sequence token, or
     0 when there is none. alpha 0 and k 1 are greedy search. Ties go to the more probable candidate,
@@ -78,9 +79,14 @@ def contrastive_tokens(model: Any, ids_BT: Tensor, mask_BT: Tensor, weigh: Weigh
     """Stream the tokens of contrastive search for left-padded prompts.
 
     Similarities and probabilities are float32, over the hidden states behind the last norm; the
-    padding takes part in neither. ValueError for a model whose cache, attention, positions or head
-    cannot serve.
+    padding takes part in neither. ValueError for padding behind a prompt, and for a model whose
+    cache, attention, positions or head cannot serve.
     """
+    if not mask_BT[:, -1].all():
+        raise ValueError(
+            "contrastive search goes on at the end of each prompt, and attention_mask has padding "
+            'there: pad on the left (tokenizer.padding_side="left")'
+        )
     cache, head = _shared_cache(model), _head_of(model)
     position_BT = left_padded_positions(mask_BT)
     read: list[Tensor] = []

@@ -2,12 +2,14 @@
 
     model.generate(**inputs, custom_generate=contrastive, alpha=0.6, k=4, max_new_tokens=64)
 
-``generate`` keeps its own ``streamer`` from a decoding method of the caller's (transformers 5.23),
-so the argument for one is ``stream_to``.
+``generate`` keeps its own ``streamer`` and ``tokenizer`` from a decoding method of the caller's
+(transformers 5.23), so the argument for a streamer is ``stream_to``, and texts to stop at are a
+criterion: ``stopping_criteria=[StopStringCriteria(tokenizer, ["\n\n"])]``.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -32,6 +34,7 @@ def contrastive(
     k: int = 4,
     q: float | None = None,
     stream_to: BaseStreamer | None = None,
+    stop_strings: str | Sequence[str] | None = None,
     **model_kwargs: Any,
 ) -> Tensor:
     """Return ids_BS, int64, prompts in front; rows that stopped early end in padding.
@@ -39,8 +42,15 @@ def contrastive(
     alpha, k, q: as ``contrastive_search``'s. stream_to: gets the tokens as they are chosen (one
     prompt only, as transformers' streamers). All stopping criteria of ``generate`` hold. ValueError
     for what would have no effect or cannot be served: logits processors, a cache of the caller's or
-    of another kind than the dynamic one.
+    of another kind than the dynamic one, and ``stop_strings``, to which ``generate`` has lost the
+    tokenizer before it gets here.
     """
+    if stop_strings is not None:
+        raise ValueError(
+            "generate hands no tokenizer to a custom_generate for stop_strings: give "
+            "stopping_criteria=[StopStringCriteria(tokenizer, stop_strings)] of "
+            "transformers.generation"
+        )
     _refuse(logits_processor, generation_config, model_kwargs)
     prompts, length = input_ids.shape
     if stream_to is not None and prompts > 1:

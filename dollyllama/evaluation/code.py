@@ -10,19 +10,25 @@ import textwrap
 import warnings
 from dataclasses import dataclass
 
+from dollyllama.evaluation.fences import blocks, fenced
 from dollyllama.evaluation.sandbox import Outcome, Status, run_program
 
-_FENCED = re.compile(r"```[^\n`]*\n(.*?)(?:```|\Z)", re.DOTALL)
+#: What a fence around Python says.
+_LANGUAGES = ("python", "py")
 
 
 def is_python(text: str) -> bool:
-    """Whether ``text``, or the first fenced block in it, parses as Python that does something.
+    """Whether ``text``, or the block of it that ``fences.fenced`` chooses, parses as Python that
+    does something.
 
     A lone word or number parses too; code is what has a statement or a call.
     """
-    fenced = _FENCED.search(text)
-    tree = _parse(fenced.group(1) if fenced else text)
+    tree = _parse(fenced(text, _LANGUAGES))
     return tree is not None and any(_does_something(statement) for statement in tree.body)
+
+
+#: So often is an answer shortened to the last line that parses.
+_MOST_CUTS = 50
 
 
 def _parse(code: str) -> ast.Module | None:
@@ -86,24 +92,73 @@ def run_tests(completion: str, problem: Problem, *, seconds: float = 10) -> Outc
 def program(completion: str, problem: Problem) -> tuple[str, ...] | None:
     """The program that an answer makes of a problem, in parts that follow each other, or None.
 
-    The answer is the last fenced block that holds the function, or the first block, or all of the
-    text. A whole function follows the prompt, whose imports and helpers it may use. Anything else
-    continues the prompt's function; its first line may have lost its indentation, or all lines
-    theirs. None where it fits in no way.
+    The answer is the last fenced block that holds the function, or the block that ``fences.fenced``
+    chooses, or all of the text. A whole function follows the prompt, whose imports and helpers it
+    may use. Anything else continues the prompt's function; its first line may have lost its
+    indentation, or all lines theirs. Where it does not parse, it ends before what stands at the
+    left margin and does not: words, or a further definition or call that was cut off. (Chen et al.
+    stop at "\\nclass", "\\ndef", "\\n#", "\\nif", "\\nprint".) None where it fits in no way.
     """
     head = f"{problem.prompt.rstrip()}\n"
     # With its docstring it is a function; a head alone needs a body to be one.
     stub = head if _parse(head) else f"{head}    pass\n"
-    blocks = _FENCED.findall(completion) or [completion]
-    whole = [block for block in blocks if _defines(block, problem.entry_point)]
+    texts = [block.code for block in blocks(completion)] or [completion]
+    whole = [text for text in map(_parsing, texts) if _defines(text, problem.entry_point)]
     if whole:
         return stub, whole[-1]
-    body = blocks[0].strip("\n")
+    body = fenced(completion, _LANGUAGES).strip("\n")
     forms = [head + form for form in (body, f"    {body.lstrip()}", textwrap.indent(body, "    "))]
+    # Of a whole function that does not parse, no part is a body.
+    if not re.search(rf"^[ \t]*(?:async )?def {re.escape(problem.entry_point)}\b", body, re.M):
+        forms += [_returning(form, len(head)) for form in forms[:2]]
+        forms.append(head + textwrap.indent(_returning(body, 0), "    "))
     escaped = [(_escaped(form, stub), form) for form in forms]
     fitting = [(number, form) for number, form in escaped if number is not None]
     # The first of those from which the least escapes.
     return (min(fitting, key=lambda pair: pair[0])[1],) if fitting else None
+
+
+def _returning(form: str, kept: int) -> str:
+    """``_parsing``, where what is left behind ``kept`` returns something: half a body does not."""
+    ended = _parsing(form, kept)
+    return ended if "return" in ended[kept:] else form
+
+
+def _parsing(code: str, kept: int = 0) -> str:
+    """``code`` up to the last line at the left margin before which it parses, behind ``kept``.
+
+    All of it where it parses, or where no such line helps.
+    """
+    ends: list[tuple[int, int]] = []  # lines at the margin, each by its number and place
+    place = 0
+    for number, line in enumerate(code.split("\n"), start=1):
+        if place > kept and line[:1].strip():
+            ends.append((number, place))
+        place += len(line) + 1
+    ended = code
+    for _ in range(_MOST_CUTS):
+        fault = _fault(ended)
+        if fault is None:
+            return ended
+        while ends and (ends[-1][0] > fault or ends[-1][1] >= len(ended)):
+            ends.pop()
+        if not ends:
+            break
+        ended = code[: ends[-1][1]]
+    return code
+
+
+def _fault(code: str) -> int | None:
+    """The line, from 1, at which ``code`` does not parse; None where it does."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            ast.parse(code)
+    except SyntaxError as error:
+        return error.lineno or 1
+    except (ValueError, RecursionError, MemoryError):
+        return 1
+    return None
 
 
 def _defines(code: str, name: str) -> bool:

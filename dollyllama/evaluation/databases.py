@@ -7,9 +7,11 @@ import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from random import Random
 
 from dollyllama.evaluation.hints import Hints, Place
+from dollyllama.evaluation.invert import some_day
 from dollyllama.evaluation.sqlite import Row, Value, close_for_writing, database
 
 _MAX_ROWS = 300
@@ -161,6 +163,7 @@ class Synthesiser:
             if any(p in hints.numeric or p in declared for p in group)
             for place in group
         }
+        self.dated = {self.root[place] for place in hints.dated if place in self.root}
         self.hits = {
             r: [v for p in group for v in hints.hits.get(p, ())] for r, group in members.items()
         }
@@ -222,6 +225,8 @@ class Synthesiser:
             # Not in steps of one, lest a sum or a count be equal to one by chance.
             span = range(low, high + 1) if given else range(1, 7 * plan.values + 1)
             return list(random.sample(span, min(plan.values, len(span))))
+        if root in self.dated:
+            return [some_day(random) for _ in range(plan.values)]
         words = [f"{root[1]} {letter}" for letter in "abcdefghijklmnopqrstuvwxyz"]
         words += [f"{word}{number}" for number in range(3) for word in words[:26]]
         return list(random.sample(words, min(plan.values, len(words))))
@@ -281,8 +286,14 @@ class Synthesiser:
         root = self.root[place]
         hits = [v for v in dict.fromkeys(self.hits[root]) if v is not None]
         near = [v for v in dict.fromkeys(self.near[root]) if v is not None and v not in hits]
+        others: list[Value]
         if root in self.numeric:
-            others: list[Value] = [v for v in range(1, count + 40) if v not in hits]
+            others = [v for v in range(1, count + 40) if v not in hits]
+        elif root in self.dated:
+            # The same in all tables too, and no day twice.
+            days = Random(repr(root))
+            drawn = dict.fromkeys(some_day(days) for _ in range(2 * count + 100))
+            others = [*islice((day for day in drawn if day not in hits), count + 40)]
         else:
             others = [f"{root[1]} {number}" for number in range(1, count + 40)]
         # The order is the same in all tables of a database, so that joined values meet.

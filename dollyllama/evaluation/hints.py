@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from sqlglot import exp, parse_one
 from sqlglot.errors import SqlglotError
 
+from dollyllama.evaluation.invert import Undo, is_dating, reckoned, undo_function, undo_sum
 from dollyllama.evaluation.sqlite import Value
 
 _MIRRORED: dict[type[exp.Expr], type[exp.Expr]] = {
@@ -21,6 +22,12 @@ _MIRRORED: dict[type[exp.Expr], type[exp.Expr]] = {
 
 #: A table and a column of it, in lower case.
 Place = tuple[str, str]
+
+#: What columns are taken for where another is to be found beside them.
+_ASSUMED = (2, 3)
+
+_ARITHMETIC = (exp.Add, exp.Sub, exp.Mul, exp.Div, exp.Mod)
+_OF_TEXT = (exp.Length, exp.Substring, exp.StrPosition, exp.DPipe, exp.Lower, exp.Upper)
 
 _MAX_PARSED = 5_000  # characters: parsing is no part of what SQLite bounds
 # Literals beyond these are left out: rows and sums of them would not fit.
@@ -35,15 +42,17 @@ class Hints:
     """Read from the queries by ``read_hints``.
 
     hits: values that meet a condition on a column. near: values beside its literals. alike: columns
-    compared with one another. numeric: columns that are reckoned with. grouped: columns of GROUP
-    BY. sizes: numbers that a count is compared with. limit: the largest LIMIT. parts: how much
-    there is to tell apart: SELECTs, joins, groups and conditions on groups.
+    compared with one another. numeric: columns that are reckoned with. dated: columns that
+    functions of dates read. grouped: columns of GROUP BY. sizes: numbers that a count is compared
+    with. limit: the largest LIMIT. parts: how much there is to tell apart: SELECTs, joins, groups
+    and conditions on groups.
     """
 
     hits: dict[Place, list[Value]] = field(default_factory=lambda: defaultdict(list))
     near: dict[Place, list[Value]] = field(default_factory=lambda: defaultdict(list))
     alike: list[tuple[Place, Place]] = field(default_factory=list)
     numeric: set[Place] = field(default_factory=set)
+    dated: set[Place] = field(default_factory=set)
     grouped: set[Place] = field(default_factory=set)
     sizes: set[int] = field(default_factory=set)
     limit: int = 0
@@ -82,7 +91,8 @@ def neighbours(value: Value) -> list[Value]:
     others: list[Value] = [value, value.swapcase(), value + "x", "x" + value]
     if _NUMBER.match(value):
         number = float(value) if "." in value else int(value)
-        others += [str(number - 1), str(number + 1)]
+        width = len(value) if value.startswith("0") else 0  # "05", a month say
+        others += [str(number - 1).zfill(width), str(number + 1).zfill(width)]
     return others
 
 
@@ -141,9 +151,20 @@ class _Reader:
                     self.hints.hits[place].append(None)
                     self.hints.near[place].append(None)
             elif isinstance(node, exp.Sum | exp.Avg):
-                self.hints.numeric.update(self.places(node.this))
-            elif isinstance(node, exp.Add | exp.Sub | exp.Mul | exp.Div):
-                self.hints.numeric.update(self.places(node.left) + self.places(node.right))
+                self.hints.numeric.update(self.reckoned_with(node.this))
+            elif isinstance(node, _ARITHMETIC):
+                self.hints.numeric.update(self.reckoned_with(node.left, node.right))
+            elif isinstance(node, exp.Abs):
+                for place in self.reckoned_with(node.this):
+                    self.hints.numeric.add(place)
+                    self.hints.near[place] += [-3, 3, -8]
+            elif isinstance(node, exp.Length):
+                for place in self.places(node.this):
+                    self.hints.near[place] += ["ab", "abcde", "abcdefghi"]
+            elif is_dating(node):
+                self.hints.dated.update(
+                    place for column in node.find_all(exp.Column) for place in self.places(column)
+                )
             elif isinstance(node, exp.SetOperation):
                 for one, other in zip(node.left.selects, node.right.selects, strict=False):
                     self.join(one, other)
@@ -161,18 +182,75 @@ class _Reader:
             self.read_comparison(_MIRRORED.get(kind, kind), other, one)
         elif right is None:
             self.join(one, other)
+            if isinstance(one.unnest(), _ARITHMETIC) or isinstance(other.unnest(), _ARITHMETIC):
+                for value in self.assumed(other):
+                    self.read_comparison(exp.EQ, one, exp.Literal.number(value))
         elif left is None:
-            if one.find(exp.Count) and isinstance(right, int | float):
-                self.hints.sizes.add(int(right))
+            inner, hits = self.undone(one, _meeting(kind, right))
+            _, near = self.undone(one, neighbours(right))
+            if inner.find(exp.Count) and isinstance(right, int | float):
+                self.hints.sizes.update(int(v) for v in near[:1] if isinstance(v, int | float))
                 return
-            for place in self.places(one):
-                self.hints.near[place] += neighbours(right)
-                if isinstance(right, int) and one.find(exp.Sum, exp.Avg):
+            for place in self.places(inner):
+                self.hints.near[place] += near
+                if isinstance(right, int) and inner.find(exp.Sum, exp.Avg):
                     # Values that are on the other side than what they come to together.
-                    self.hints.hits[place] += [right // 2, right - right // 2, 1, right + 9]
-                self.hints.hits[place] += _meeting(kind, right)
+                    whole = int(near[0]) if near and isinstance(near[0], int | float) else right
+                    self.hints.hits[place] += [whole // 2, whole - whole // 2, 1, whole + 9]
+                self.hints.hits[place] += hits or near
                 if isinstance(right, int | float):
-                    self.hints.numeric.add(place)
+                    self.hints.numeric.update(self.reckoned_with(one))
+
+    def undone(self, node: exp.Expr, values: list[Value]) -> tuple[exp.Expr, list[Value]]:
+        """What ``node`` is reckoned from, and what that must be for it to come to ``values``."""
+        while (step := self.step(node)) is not None:
+            node, undo = step
+            values = [each for value in values for each in undo(value)]
+        return node, values
+
+    def step(self, node: exp.Expr) -> tuple[exp.Expr, Undo] | None:
+        if not isinstance(node, _ARITHMETIC):
+            return undo_function(node, self.literal)
+        kind, left, right = type(node), node.left, node.right
+        for inner, other, is_left in ((left, right, True), (right, left, False)):
+            value = self.literal(other)
+            if isinstance(value, int | float):
+                return inner, undo_sum(kind, [value], is_left=is_left)
+        names = [{c.sql().lower() for c in side.find_all(exp.Column)} for side in (left, right)]
+        if names[0] & names[1] or not (assumed := self.assumed(right)):
+            return None
+        return left, undo_sum(kind, assumed, is_left=True)
+
+    def assumed(self, node: exp.Expr) -> list[int | float]:
+        """What ``node`` comes to with its columns at ``_ASSUMED``, which they then may be; [] where
+        there is more to it than columns, numbers and signs."""
+        values = []
+        for number in _ASSUMED:
+            copy = node.copy()
+            for column in list(copy.find_all(exp.Column)):
+                literal = exp.Literal.number(number)
+                if column is copy:
+                    copy = literal
+                else:
+                    column.replace(literal)
+            value = self.literal(copy)
+            if not isinstance(value, int | float):
+                return []
+            values.append(value)
+        for column in node.find_all(exp.Column):
+            for place in self.places(column):
+                self.hints.hits[place] += _ASSUMED
+                self.hints.near[place] += _ASSUMED
+        return values
+
+    def reckoned_with(self, *nodes: exp.Expr) -> list[Place]:
+        """The columns of ``nodes`` that are numbers there, not texts of which one is made."""
+        return [
+            place
+            for node in nodes
+            if not any(isinstance(each, _OF_TEXT) or is_dating(each) for each in node.walk())
+            for place in self.places(node)
+        ]
 
     def read_pattern(self, one: exp.Expr, other: exp.Expr) -> None:
         pattern = self.literal(other)
@@ -199,6 +277,10 @@ class _Reader:
             return -value if isinstance(value, int | float) else None
         if isinstance(node, exp.Literal):
             return _text(node.this) if node.is_string else _number(node.this)
+        if isinstance(node, exp.Date) and not node.args.get("expressions"):
+            return self.literal(node.this)
+        if isinstance(node, _ARITHMETIC):
+            return reckoned(type(node), self.literal(node.left), self.literal(node.right))
         # SQLite takes a quoted name that is no column for text.
         if isinstance(node, exp.Column) and node.this.args.get("quoted") and not self.places(node):
             return _text(node.name)

@@ -25,6 +25,11 @@ _LATEX_FRACTION = re.compile(r"\\[dt]?frac\{\s*([0-9]+)\s*\}\{\s*([0-9]+)\s*\}")
 _MARKER = re.compile(
     r"[#]{4}(?=\s*[-−$€£]*[0-9.]) | \\boxed\{ | \banswer\s*(?:is\b|:|=)", re.IGNORECASE | re.VERBOSE
 )
+# "not 5 but 7": what is denied is no answer.
+_DENIED = re.compile(r"\W*not\b[^\n]{1,60}?\bbut\b", re.IGNORECASE)
+# Thousands parted by spaces, which are told from two numbers only where one is stated.
+_SPACED = re.compile(r"(?<![\w.,])[0-9]{1,3}(?:[ \u00a0\u202f][0-9]{3})+(?![\w/]|,[0-9])")
+_SENTENCE = re.compile(r"[.!?][)\]\"'*]*\s+(?=[A-Z])")
 _SUM = re.compile(r"[0-9\s+\-−*/x×÷().,$€£%=]*")
 
 #: A longer number is noise from a model that does not stop, and slow to read.
@@ -35,8 +40,9 @@ def final_number(text: str) -> Fraction | None:
     """The number that a worked answer comes to, exactly; None when it has none.
 
     The stated one where there is one. Else it is what the last line's last equation comes to ("200
-    x 5 = 1000 bags in 5 days"), and without an equation the last number of the text: right for
-    7,042 of GSM8K's 7,111 worked answers (the last number alone: 6,922).
+    x 5 = 1000 bags in 5 days"), unless a later sentence of that line has a number, and otherwise
+    the last number of the text.
+
     Separators for thousands and signs of currency or percent do not count ("50 %" is 50, not 0.5);
     fractions, mixed numbers, 1.5e3 and LaTeX's 1{,}234 are read as such. A comma parts thousands
     and a point decimals, as in all the sources: "1.000,50" is not understood. Ordinals, numbers in
@@ -46,8 +52,11 @@ def final_number(text: str) -> Fraction | None:
         return stated
     text = _plain(text)
     equals, result = text.rstrip().rpartition("\n")[2].rpartition("=")[1:]
+    # The equation's sentence, from the number that it comes to, and those behind it.
     if equals and (numbers := _numbers(result)):
-        return _value(numbers[0])
+        _, *later = _SENTENCE.split(result[numbers[0].end() :], maxsplit=1)
+        if not (later and _numbers(later[0])):
+            return _value(numbers[0])
     numbers = _numbers(text)
     return _value(numbers[-1]) if numbers else None
 
@@ -56,13 +65,17 @@ def stated_number(text: str) -> Fraction | None:
     """The number that an answer says is the answer; None when it says none.
 
     Behind the last "####", "\\boxed{" or "answer is" it is the first number, or what a sum that
-    begins there comes to ("the answer is 3 + 4 = 7").
+    begins there comes to ("the answer is 3 + 4 = 7"). There 1 000 000 is one number, and of "not 5
+    but 7" the second counts.
     """
     text = _plain(text)
     markers = list(_MARKER.finditer(text))
     if not markers:
         return None
     rest = text[markers[-1].end() :]
+    if denied := _DENIED.match(rest):
+        rest = rest[denied.end() :]
+    rest = _SPACED.sub(lambda spaced: re.sub(r"\s", "", spaced.group()), rest)
     begins = _SUM.match(rest)
     assert begins is not None
     if "=" in begins.group() and (numbers := _numbers(begins.group())):

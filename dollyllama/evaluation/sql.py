@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from dollyllama.evaluation.execution import Reason, execution_match
+from dollyllama.evaluation.fences import fenced
 
 _TOKEN = re.compile(
     r"""
@@ -17,6 +18,10 @@ _TOKEN = re.compile(
     """,
     re.VERBOSE | re.DOTALL,
 )
+
+
+#: What a fence around SQL says.
+_LANGUAGES = ("sql", "postgres", "mysql")
 
 
 def normalise(query: str) -> list[str]:
@@ -50,8 +55,10 @@ def grade(completion: str, reference: str, context: str) -> dict[str, float]:
     runs it on empty tables made from ``context`` (CREATE TABLE statements), so names and syntax are
     right; it says nothing about the result. execution: it returns what the reference returns, see
     ``execution_match``. Some upstream schemas and references do not run, and there an answer is
-    held to neither; nor to the latter where the reference always returns nothing.
+    held to neither; nor to the latter where the reference always returns nothing. A query in a
+    Markdown fence is what stands in it.
     """
+    completion, reference = fenced(completion, _LANGUAGES), fenced(reference, _LANGUAGES)
     wanted = normalise(reference)
     scores = {"exact": float(bool(wanted) and normalise(completion) == wanted)}
     if context:

@@ -30,6 +30,14 @@ SCORERS: dict[Grader, Callable[[str, Example, bool], dict[str, float]]] = {
     Grader.text: lambda answer, example, _: text.grade(answer, example.response),
 }
 
+#: Why an answer is not held to the score that decides.
+_UNSCORED = {
+    Grader.sql: "the reference does not run on its schema",
+    Grader.maths: "the reference has no number",
+    Grader.code: "the reference is no Python",
+}
+_RETURNS_NOTHING = "the reference returns nothing, or nothing certain, on every database"
+
 #: So many programs run at once: each takes a core, and time is one of its limits.
 _PROGRAMS = min(4, os.cpu_count() or 1)
 
@@ -210,6 +218,24 @@ def average(samples: Sequence[Sample]) -> list[Metric]:
         if what == "passes":
             metrics += pass_at(source, list(questions.values()))
     return metrics
+
+
+def unscored(samples: Sequence[Sample], graders: dict[str, Grader]) -> dict[str, dict[str, int]]:
+    """How many questions the score that decides could not be given to, by source and why."""
+    found: dict[str, dict[str, set[str]]] = {}
+    scored = {
+        (each.source, each.id) for each in samples if SCORES[graders[each.source]][0] in each.scores
+    }
+    for sample in samples:
+        if (sample.source, sample.id) in scored:
+            continue
+        why = _UNSCORED[graders[sample.source]]
+        if "executes" in sample.scores:
+            why = _RETURNS_NOTHING
+        found.setdefault(sample.source, {}).setdefault(why, set()).add(sample.id)
+    return {
+        source: {why: len(ids) for why, ids in reasons.items()} for source, reasons in found.items()
+    }
 
 
 def overall_score(scores: Sequence[Metric], graders: dict[str, Grader]) -> list[Metric]:

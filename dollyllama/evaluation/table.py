@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from dollyllama.config import SCORES
 from dollyllama.evaluation.metric import DETAILS, LENGTHS, Metric
 
 #: In their own unit, with how many decimals; everything else is a share from 0 to 1.
@@ -12,6 +13,9 @@ _DECIMALS = {"loss": 3, "tokens": 1}
 
 #: What is better when it falls; the rest but lengths is better when it rises.
 LOWER_IS_BETTER = frozenset({"loss"})
+
+#: What graders say of an answer where its reference lets them; ``passes`` wants tests.
+_SCORES = frozenset(name for names in SCORES.values() for name in names) - {"passes"}
 
 #: Standard errors beyond which a change is called one: about 95 % when nothing has changed.
 _NOISE = 1.96
@@ -29,7 +33,8 @@ def compare_table(
 
     Shares are shown in percent. A change is "better" or "worse" when it exceeds 1.96 standard
     errors of the difference, taken as if the two were measured on different examples: where answers
-    to one example go together, that overstates the error and errs towards "within noise".
+    to one example go together, that overstates the error and errs towards "within noise". Below
+    stands how many answers' questions a score could not be given to.
     """
     earlier = {metric.name: metric for metric in before or ()}
     names = [*earlier, *(metric.name for metric in after if metric.name not in earlier)]
@@ -52,7 +57,24 @@ def compare_table(
         ]
         return "  ".join(cells).rstrip()
 
-    return "\n".join(line(row) for row in [titles, *rows])
+    return "\n".join([*(line(row) for row in [titles, *rows]), *_not_scored(after)])
+
+
+def _not_scored(metrics: Sequence[Metric]) -> list[str]:
+    """A line on the scores that fewer questions have than were answered; [] where all have them."""
+    asked = {
+        source: metric.n
+        for metric in metrics
+        for what, _, source in [metric.name.partition("/")]
+        if what == "tokens"
+    }
+    missing = [
+        f"{metric.name} {asked[source] - metric.n} of {asked[source]}"
+        for metric in metrics
+        for what, _, source in [metric.name.partition("/")]
+        if what in _SCORES and metric.n < asked.get(source, 0)
+    ]
+    return [f"not scored, for their references: {', '.join(missing)}"] if missing else []
 
 
 def _row(name: str, before: Metric | None, after: Metric | None) -> list[str]:

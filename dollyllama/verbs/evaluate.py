@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import sys
 from collections import Counter
@@ -55,7 +56,7 @@ def main(arguments: Sequence[str]) -> int:
     )
     command.add_argument(
         "--format",
-        choices=[*map(str, GRADERS)],
+        type=_row_format,
         help=f"how the rows of --file read: {', '.join(GRADERS)}",
         metavar="FORMAT",
     )
@@ -79,7 +80,7 @@ def main(arguments: Sequence[str]) -> int:
         raise ValueError("--grader is for --file: held-out rows have their source's grader")
     sources = None
     if given.file is not None:
-        sources = _only_source(given.file, RowFormat(given.format), given.grader)
+        sources = _only_source(given.file, given.format, given.grader)
     run_config = open_run(given.run, given.overrides, sources=sources)
     if not run_config.evaluation.loss_examples and not run_config.evaluation.generate_examples:
         raise ValueError("evaluation=none measures nothing: add evaluation=quick, say")
@@ -87,6 +88,7 @@ def main(arguments: Sequence[str]) -> int:
 
     from dollyllama.bars import stage_bar
     from dollyllama.data.prepare import prepare as prepare_data
+    from dollyllama.evaluation.suite import unscored
     from dollyllama.evaluation.table import compare_table
     from dollyllama.files import write_json, write_json_lines
     from dollyllama.run import measure, restore, restore_merged
@@ -115,15 +117,17 @@ def main(arguments: Sequence[str]) -> int:
     measured = measure(run_config, model, tokenizer, held_out)
     started = f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
     output = given.output or remote.home(given.run) / "evaluations" / started
+    graders = {name: source.grader for name, source in run_config.data.sources.items()}
     untested = _untested(run_config, measured.samples)
     record = {
         "decoding": asdict(run_config.decoding),
         "evaluation": asdict(run_config.evaluation),
         "seed": run_config.seed,
         "file": given.file.name if given.file else None,
-        "graders": {name: source.grader for name, source in run_config.data.sources.items()},
+        "graders": graders,
         "damaged": [{"number": each.number, "problem": each.problem} for each in damaged],
         "rejected": [asdict(each) for each in rejected],
+        "unscored": unscored(measured.samples, graders),
         "untested": untested,
         "metrics": [asdict(metric) for metric in measured.metrics],
     }
@@ -158,6 +162,16 @@ _FEW = 20
 
 #: What a source is called where its file's name cannot be a source's.
 _UNNAMED = "file"
+
+
+def _row_format(text: str) -> RowFormat:
+    """A format of ``GRADERS``; of those that sources have, two more want what a flag cannot say."""
+    if text in GRADERS:
+        return RowFormat(text)
+    raise argparse.ArgumentTypeError(
+        f"{text} is none of {', '.join(GRADERS)}: write rows with other columns as one of these, "
+        f"e.g. jq -c '{{instruction: .q, output: .a}}' FILE > NEW.jsonl for alpaca"
+    )
 
 
 def _only_source(file: Path, row_format: RowFormat, wish: str | None) -> dict[str, Source]:

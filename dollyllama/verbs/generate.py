@@ -30,7 +30,8 @@ def main(arguments: Sequence[str]) -> int:
     command.add_argument(
         "--input",
         type=fetched,
-        help='JSON Lines: {"instruction": …} or {"question": …, "schema": …} a line; '
+        help='JSON Lines: {"instruction": …} (and "input" or "context", where it has one) or '
+        '{"question": …, "schema": …} a line; other fields are only repeated; '
         "the exit status is 1 when some lines could not be asked",
     )
     command.add_argument(
@@ -128,13 +129,15 @@ def _answer_file(run_config: Any, run: Path, source: Path, output: Path) -> int:
     if not source.exists():
         raise ValueError(f"--input {source} is not there")
 
-    from dollyllama.answers import answer_lines, read_requests, resume_at
+    from dollyllama.answers import answer_lines, only_repeated, read_requests, resume_at
     from dollyllama.bars import stage_bar
     from dollyllama.fast.attach import fast_inference
     from dollyllama.files import digest
     from dollyllama.run import require_adapter, restore
 
     requests = read_requests(source)
+    if repeated := only_repeated(requests):
+        print(f"not asked, only repeated in the output: {', '.join(repeated)}", file=sys.stderr)
     weights = require_adapter(run) / "adapter_model.safetensors"
     settings = {
         "adapter": digest(weights) if weights.is_file() else None,  # restore names what is missing

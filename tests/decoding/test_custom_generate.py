@@ -5,12 +5,13 @@ from typing import Any
 import pytest
 import torch
 from transformers import BloomConfig, BloomForCausalLM, LlamaForCausalLM
+from transformers.generation import StopStringCriteria
 from transformers.generation.streamers import BaseStreamer
 
 from dollyllama.decoding.contrastive import contrastive_search
 from dollyllama.decoding.custom_generate import contrastive
 from dollyllama.decoding.generate import pad_left
-from tests.decoding.build import EOS, PAD, make_llama, random_prompts
+from tests.decoding.build import EOS, PAD, make_llama, make_tokenizer, random_prompts
 
 CPU = torch.device("cpu")
 
@@ -63,6 +64,31 @@ def test_generates_own_stopping_criteria_hold(llama: LlamaForCausalLM) -> None:
     )[:, 9:].tolist()
     at = free[0].index(end) + 1
     assert stopped == [free[0][:at] + [PAD] * (12 - at), free[1]]
+
+
+def test_a_text_to_stop_at_is_a_criterion(llama: LlamaForCausalLM) -> None:
+    tokenizer = make_tokenizer()
+    ids = torch.tensor(random_prompts([5]))
+    arguments: dict[str, Any] = {"custom_generate": contrastive, "max_new_tokens": 40}
+    free = llama.generate(ids, **arguments)[0, 5:].tolist()
+    # A token is a byte; of those that are letters by themselves the first.
+    at = next(n for n, token in enumerate(free, start=1) if tokenizer.decode(token).isalpha())
+    assert at < len(free)
+    stop = tokenizer.decode(free[at - 1])
+    criterion = StopStringCriteria(tokenizer, [stop])
+    stopped = llama.generate(ids, stopping_criteria=[criterion], **arguments)
+    assert stopped[0, 5:].tolist() == free[:at]
+    with pytest.raises(ValueError, match=r"stopping_criteria=\[StopStringCriteria\(tokenizer"):
+        llama.generate(ids, stop_strings=[stop], tokenizer=tokenizer, **arguments)
+
+
+def test_padding_on_the_right_is_refused(llama: LlamaForCausalLM) -> None:
+    ids = torch.tensor(random_prompts([6, 6]))
+    mask = torch.tensor([[1] * 6, [1] * 4 + [0] * 2])
+    with pytest.raises(ValueError, match=r"pad on the left \(tokenizer.padding_side"):
+        contrastive_search(llama, ids, mask, max_new_tokens=4)
+    with pytest.raises(ValueError, match="pad on the left"):
+        llama.generate(ids, attention_mask=mask, custom_generate=contrastive, max_new_tokens=4)
 
 
 def test_tokens_stream_as_they_are_chosen(llama: LlamaForCausalLM) -> None:

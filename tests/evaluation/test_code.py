@@ -3,6 +3,7 @@ from __future__ import annotations
 import gzip
 import json
 import textwrap
+import time
 from fractions import Fraction
 from itertools import combinations
 from pathlib import Path
@@ -32,6 +33,11 @@ PYTHON = [
     "```python\nx = 1\n```",
     "Here it is:\n```\nx = 1\n```\nDone.",
     "```python\nx = 1",  # cut off by the length limit
+    "1. Do:\n   ```python\n   def f(x):\n       return x\n   ```",
+    "- ```py\n  x = 1\n  ```",
+    "Use `x`:\n~~~python\nx = 1\n~~~\nDone.",
+    "```bash\npip install x\n```\n\n```python\nimport x\n```",
+    "```bash\npip install x\n```\n\n```\nimport x\n```",
     "# a comment\nx: int = 1",
     "while True:\n    pass",
     's = "\\d"',  # warns
@@ -60,6 +66,10 @@ NOT_PYTHON = [
     "public int x;",
     "x = 1\x00",
     "```python\nx = \n```",
+    "```python\nx = \n```\nUse it:\n```python\nprint(x)\n```",
+    "~" * 100_000,
+    "`" * 100_000 + "\n",
+    "```" + " " * 100_000 + "`",
     "(" * 100_000 + ")" * 100_000,
     "x = " + "-" * 100_000 + "1",
     "x = " + "a." * 100_000 + "a",
@@ -135,6 +145,19 @@ RIGHT = {
     "the last of two": f"```python\n{WHOLE.replace('half(x)', 'x')}```\nBetter:\n```\n{WHOLE}```",
     "docstring quoted otherwise": WHOLE.replace(":\n", ":\n    '''Halve.'''\n", 1),
     "guarded lines": WHOLE + "\nif __name__ == '__main__':\n    raise SystemExit\n",
+    "in an item of a list": "1. Here:\n\n" + textwrap.indent(f"```python\n{WHOLE}```\n", "   "),
+    "fenced by tildes": f"~~~python\n{WHOLE}~~~",
+    "shell first": f"```bash\npip install it\n```\nthen\n```python\n{BODY}```",
+    "words behind it": f"{WHOLE}\n\nThis function halves.\nIt doesn't round up.",
+    "words behind the body": f"{BODY.strip()}\n\nThis function halves.",
+    "words behind the outdented body": f"{textwrap.dedent(BODY)}\nThis function halves.",
+    "body and a cut-off function": f"{BODY}\n\ndef other(x):\n    return (x",
+    "stripped body and a cut-off function": f"{BODY.strip()}\n\ndef other(x):\n    return (x",
+    "body and a cut-off head": f"{BODY}\n\ndef other(x):",
+    "body and a cut-off class": f"{BODY}\nclass Halver:\n    def",
+    "body and a cut-off guard": f"{BODY}\nif __name__ == '__main__",
+    "body and a cut-off call": f"{BODY}\nprint(halves([2, 3",
+    "function and a cut-off call": f"{WHOLE}\n\nprint(halves([2, 3",
     "imports of its own": f"from __future__ import annotations\nimport math\n{WHOLE}",
 }
 WRONG = {
@@ -170,11 +193,22 @@ def test_a_wrong_answer_does_not_pass(name: str) -> None:
 def test_what_answers_nothing_is_not_run() -> None:
     assert program("It halves each number.", HALVES) is None
     assert program("", HALVES) is None
+    # Half of an answer that does not parse is no answer.
+    assert program(f"import math\n{WHOLE.replace('xs:', 'xs')}", HALVES) is None
+    assert program(textwrap.dedent(BODY).replace("(x))", "(x)"), HALVES) is None
 
 
 def test_an_answer_continues_the_prompt_where_it_is_no_whole_function() -> None:
     assert program(BODY.strip(), HALVES) == (HALVES.prompt + BODY.rstrip(),)
     assert program(WHOLE, HALVES) == (HALVES.prompt, WHOLE)
+    assert program(f"{WHOLE}\nIt halves.", HALVES) == (HALVES.prompt, f"{WHOLE}\n")
+
+
+def test_an_answer_of_many_lines_is_ended_soon() -> None:
+    for line in ("x = (1\n", "x = 1\n)\n", "It's so.\n", "'''\n", "return 1\ndef f(:\n"):
+        begun = time.process_time()
+        program(line * 5000, HALVES)
+        assert time.process_time() - begun < 10
 
 
 @needs_sandbox

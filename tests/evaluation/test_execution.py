@@ -83,6 +83,22 @@ EQUAL = [
         ),
     ),
     ("SELECT MAX(age) FROM head", "SELECT age FROM head ORDER BY age DESC LIMIT 1"),
+    ("SELECT name FROM head WHERE age * 12 > 600", "SELECT name FROM head WHERE age > 600 / 12"),
+    ("SELECT name FROM head WHERE age / 12 >= 50", "SELECT name FROM head WHERE age >= 600"),
+    ("SELECT name FROM head WHERE 2 * age = 9 + 1", "SELECT name FROM head WHERE age = 5"),
+    ("SELECT name FROM head WHERE ABS(age) = 9", "SELECT name FROM head WHERE age IN (9, -9)"),
+    (
+        "SELECT name FROM head WHERE strftime('%Y', born) = '1995'",
+        "SELECT name FROM head WHERE strftime('%Y', born) BETWEEN '1995' AND '1995'",
+    ),
+    (
+        "SELECT name FROM head WHERE LENGTH(name) BETWEEN 4 AND 5",
+        "SELECT name FROM head WHERE LENGTH(name) IN (5, 4)",
+    ),
+    (
+        "SELECT name FROM head WHERE substr(born, 1, 2) = 'Oh'",
+        "SELECT name FROM head WHERE born GLOB 'Oh*'",
+    ),
 ]
 DIFFERENT = [
     ("SELECT name FROM head", "SELECT born FROM head"),
@@ -143,6 +159,72 @@ DIFFERENT = [
         "SELECT name FROM head WHERE age > (SELECT MIN(age) FROM head)",
     ),
     ("SELECT name FROM head WHERE age = 5", "SELECT name FROM head WHERE dept_id = 5"),
+    # Sums and functions of columns.
+    ("SELECT name FROM head WHERE age * 12 > 600", "SELECT name FROM head WHERE age * 12 > 60"),
+    ("SELECT name FROM head WHERE age * 12 > 600", "SELECT name FROM head WHERE age * 12 >= 600"),
+    ("SELECT name FROM head WHERE age / 12 > 50", "SELECT name FROM head WHERE age / 12 > 40"),
+    ("SELECT name FROM head WHERE age / 12 > 50", "SELECT name FROM head WHERE age / 12 >= 50"),
+    ("SELECT name FROM head WHERE 900 - age > 50", "SELECT name FROM head WHERE 900 - age >= 50"),
+    ("SELECT name FROM head WHERE age % 7 = 5", "SELECT name FROM head WHERE age % 7 = 6"),
+    ("SELECT name FROM head WHERE age > 70 * 10", "SELECT name FROM head WHERE age >= 70 * 10"),
+    (
+        "SELECT title FROM dept JOIN head ON dept.dept_id = head.dept_id WHERE age + budget > 100",
+        "SELECT title FROM dept JOIN head ON dept.dept_id = head.dept_id WHERE age + budget >= 100",
+    ),
+    (
+        "SELECT title FROM dept JOIN head ON dept.dept_id = head.dept_id WHERE budget > age * 10",
+        "SELECT title FROM dept JOIN head ON dept.dept_id = head.dept_id WHERE budget >= age * 10",
+    ),
+    ("SELECT name FROM head WHERE ABS(age) > 100", "SELECT name FROM head WHERE age > 100"),
+    ("SELECT ABS(age) FROM head", "SELECT age FROM head"),
+    ("SELECT name FROM head WHERE LENGTH(name) > 3", "SELECT name FROM head"),
+    (
+        "SELECT name FROM head WHERE LENGTH(name) > 30",
+        "SELECT name FROM head WHERE LENGTH(name) >= 30",
+    ),
+    (
+        "SELECT name FROM head WHERE LENGTH(name) = 4",
+        "SELECT name FROM head WHERE LENGTH(name) = 5",
+    ),
+    (
+        "SELECT name FROM head WHERE strftime('%Y', born) = '1995'",
+        "SELECT name FROM head WHERE strftime('%Y', born) = '1996'",
+    ),
+    ("SELECT COUNT(*) FROM head WHERE strftime('%Y', born) = '1995'", "SELECT COUNT(*) FROM head"),
+    (
+        "SELECT name FROM head WHERE strftime('%m', born) = '05'",
+        "SELECT name FROM head WHERE strftime('%d', born) = '05'",
+    ),
+    (
+        "SELECT name FROM head WHERE strftime('%Y', born) > '1995'",
+        "SELECT name FROM head WHERE strftime('%Y', born) >= '1995'",
+    ),
+    (
+        "SELECT COUNT(*) FROM head GROUP BY strftime('%Y', born)",
+        "SELECT COUNT(*) FROM head GROUP BY strftime('%m', born)",
+    ),
+    (
+        "SELECT name FROM head WHERE CAST(strftime('%Y', born) AS INTEGER) > 1995",
+        "SELECT name FROM head WHERE CAST(strftime('%Y', born) AS INTEGER) > 1994",
+    ),
+    (
+        "SELECT name FROM head WHERE date(born) > '1995-05-01'",
+        "SELECT name FROM head WHERE date(born) >= '1995-05-01'",
+    ),
+    (
+        "SELECT name FROM head WHERE substr(born, 6, 2) = '05'",
+        "SELECT name FROM head WHERE substr(born, 6, 2) = '06'",
+    ),
+    (
+        "SELECT name FROM head WHERE substr(born, -4) = '1995'",
+        "SELECT name FROM head WHERE substr(born, 1, 4) = '1995'",
+    ),
+    ("SELECT name FROM head WHERE UPPER(name) = 'BO'", "SELECT name FROM head WHERE name = 'BO'"),
+    ("SELECT name FROM head WHERE TRIM(name) = 'Bo'", "SELECT name FROM head WHERE name = 'Bo'"),
+    (
+        "SELECT born FROM head GROUP BY born HAVING COUNT(*) * 2 > 8",
+        "SELECT born FROM head GROUP BY born HAVING COUNT(*) * 2 >= 8",
+    ),
 ]
 
 

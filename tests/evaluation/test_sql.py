@@ -25,6 +25,11 @@ SAME = [
     'SELECT Count( * )\n  FROM Head\n WHERE AGE>56 AND name="De Wit"',
     "SELECT COUNT(*) FROM head WHERE age > 56 AND name = 'De Wit'",
     "SELECT COUNT(*) -- how many\nFROM head /* all */ WHERE age > 56 AND name = 'De Wit'",
+    f"```sql\n{REFERENCE}\n```",
+    f"Here it is:\n```SQLite\n{REFERENCE};\n```\nIt counts.",
+    f"~~~\n{REFERENCE}\n~~~",
+    f"```sql\n{REFERENCE}",  # cut off by the length limit
+    f"```\n$ sqlite3 a.db\n```\n```sql\n{REFERENCE}\n```",
 ]
 DIFFERENT = [
     "",
@@ -47,7 +52,7 @@ DIFFERENT = [
     'SELECT COUNT(*) FROM "head" WHERE age > 56 AND name = "De Wit"',
     'SELECT COUNT(*) FROM head WHERE age > 56 AND name = "De Wit" ### End',
     "The answer is " + REFERENCE,
-    f"```sql\n{REFERENCE}\n```",
+    f"```sql\nSELECT 1\n```\nor\n```sql\n{REFERENCE}\n```",
 ]
 
 
@@ -228,6 +233,7 @@ def test_executing_is_scored_only_where_the_reference_executes() -> None:
     wrong = {"exact": 0, "executes": 1, "execution": 0}
     assert grade("SELECT age FROM head", REFERENCE, CONTEXT) == wrong
     assert grade("SELECT no FROM head", REFERENCE, CONTEXT) == {**wrong, "executes": 0}
+    assert grade(f"```sql\n{same}\n```", REFERENCE, CONTEXT)["execution"] == 1
     # Upstream: an answer that asks a column the schema lacks, a schema that SQLite does not take.
     assert grade("SELECT age FROM head", "SELECT no FROM head", CONTEXT) == {"exact": 0}
     numbered = "CREATE TABLE t (1880 VARCHAR)"

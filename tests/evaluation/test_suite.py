@@ -16,7 +16,15 @@ from dollyllama.data.tokens import EncodedExample, encode
 from dollyllama.decoding.generate import StoppedBy
 from dollyllama.evaluation import suite, text
 from dollyllama.evaluation.sandbox import available
-from dollyllama.evaluation.suite import SCORERS, Evaluated, Sample, average, evaluate, select
+from dollyllama.evaluation.suite import (
+    SCORERS,
+    Evaluated,
+    Sample,
+    average,
+    evaluate,
+    select,
+    unscored,
+)
 from tests.decoding.build import Scripted, make_decoding, make_llama, make_tokenizer
 
 SCHEMA = "CREATE TABLE head (name VARCHAR, age INTEGER)"
@@ -217,6 +225,19 @@ def test_programs_run_side_by_side_and_their_scores_stay_in_order(
     answers = {"one": "x", "two": "x"}
     samples = run([last, first], answers, run_code=True).samples
     assert [sample.scores["passes"] for sample in samples] == [1.0, 0.0]
+
+
+def test_what_could_not_be_scored_is_counted_with_its_reason() -> None:
+    empty = make("sql", "q5", "SELECT name FROM head WHERE age = 1 AND age = 2", SCHEMA)
+    samples = run([*HELD_OUT, empty], {**SCRIPT, "q5": "SELECT name FROM head"}, answers=2).samples
+    assert unscored(samples, GRADERS) == {
+        "code": {"the reference is no Python": 1},
+        "sql": {
+            "the reference does not run on its schema": 1,
+            "the reference returns nothing, or nothing certain, on every database": 1,
+        },
+    }
+    assert unscored([], GRADERS) == {}
 
 
 def answered(question: str, *passes: float) -> list[Sample]:

@@ -62,6 +62,15 @@ def test_what_was_measured_once_has_a_dash() -> None:
     assert second.split() == ["exact/sql", "-", "42.5", "±", "5.0", "%", "100"]
 
 
+def test_what_could_not_be_scored_is_counted_below() -> None:
+    asked, scored = Metric("tokens/sql", 9.0, 1.0, 100), Metric("execution/sql", 0.5, 0.1, 97)
+    others = [Metric("exact/sql", 0.5, 0.1, 100), Metric("diversity/sql", 0.5, 0.1, 40)]
+    *_, last = compare_table(None, [scored, *others, asked]).splitlines()
+    assert last == "not scored, for their references: execution/sql 3 of 100"
+    assert compare_table([], [scored, *others, asked]).splitlines()[-1] == last
+    assert "not scored" not in compare_table(None, [*others, asked])
+
+
 def test_no_metrics_are_no_rows() -> None:
     assert len(compare_table([], []).splitlines()) == 1
 

@@ -89,6 +89,21 @@ def test_a_file_is_graded_by_what_its_format_is_about(
     assert counts["loss/sums"] == counts["exact/sums"] == counts["stops/sums"] == 2
 
 
+def test_rows_whose_reference_does_not_run_are_counted(
+    small_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = {"context": "CREATE TABLE a (b INTEGER)", "answer": "SELECT b FROM a"}
+    rows = [row | {"question": "What?"}, row | {"question": "Which?", "answer": "SELECT c FROM a"}]
+    file = write(tmp_path / "sql.jsonl", rows)
+    arguments = ["evaluate", str(small_run), *MEASURED, "--file", str(file)]
+    arguments += ["--format", "sql_create_context", "--output", str(tmp_path / "out")]
+    assert main(arguments) == 0
+    said = "not scored, for their references: executes/sql 1 of 2, execution/sql 1 of 2"
+    assert said in capsys.readouterr().out
+    record = json.loads((tmp_path / "out/metrics.json").read_text(encoding="utf-8"))
+    assert record["unscored"] == {"sql": {"the reference does not run on its schema": 1}}
+
+
 def test_damaged_lines_are_named_and_the_others_measured(
     small_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -224,7 +239,9 @@ def test_a_file_may_be_called_as_no_source_may(
         (["lora.r=8"], "cannot be changed"),
         (["decodin.k=1"], "did you mean decoding?"),
         (["--output", "."], "exists already"),
-        (["--format", "dolly"], "choose from 'sql_create_context'"),
+        (["--format", "dolly"], "dolly is none of sql_create_context, "),
+        (["--format", "columns"], "jq -c '{instruction: .q, output: .a}' FILE > NEW.jsonl"),
+        (["--format", "turns"], "write rows with other columns as one of these"),
         (["--file", ".", "--format", "gsm8k"], "is a folder"),
         (["evaluation=quick", "evaluation.primary=exact/prose"], "is not measured"),
         (["evaluation=quick", "evaluation.answers=3"], "decoding=nucleus"),

@@ -63,9 +63,12 @@ def test_a_question_with_a_schema_is_asked_as_in_training() -> None:
     assert fields.instruction.endswith("Who?, given the following schema: a (b STRING)")
 
 
-def test_a_file_is_answered_in_order_with_its_fields(small_run: Path, tmp_path: Path) -> None:
+def test_a_file_is_answered_in_order_with_its_fields(
+    small_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     source = write_input(tmp_path / "in.jsonl")
     assert generate(small_run, source, tmp_path / "out.jsonl") == 0
+    assert "not asked, only repeated in the output: id\n" in capsys.readouterr().err
     rows = read(tmp_path / "out.jsonl")
     assert [
         {name: row[name] for name in want} for row, want in zip(rows, GOOD, strict=True)
@@ -183,6 +186,42 @@ def test_an_input_stands_below_its_instruction_as_in_training(tmp_path: Path) ->
     (tmp_path / "half.gz").write_bytes(gzip.compress(data)[:-9])
     with pytest.raises(ValueError, match=r"half\.gz is not a whole gzip file"):
         answers.read_requests(tmp_path / "half.gz")
+
+
+def test_a_context_stands_below_its_instruction_as_in_training(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        {"instruction": "Summarise.", "context": "Farms are old.", "category": "qa"},
+        {"instruction": "Summarise.", "context": "Farms are old.", "input": ""},
+        {"instruction": "Summarise.", "context": "", "input": "Farms are old."},
+        {"instruction": "Summarise.", "context": 7},
+    ]
+    (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    requests = answers.read_requests(tmp_path / "in.jsonl")
+    trained = FORMATS[RowFormat.databricks_dolly].read({**rows[0], "response": "Old."})
+    about = Question(trained.instruction, trained.input)
+    assert about.input == "Farms are old."
+    assert [each.question for each in requests] == [about, about, about, Question("")]
+    assert requests[3].error == "context is no text"
+    assert answers.only_repeated(requests) == ["category"]
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"instruction": "a", "schema": "CREATE TABLE a (b INT)"}, "schema would not be asked"),
+        ({"instruction": "a", "input": "b", "context": "c"}, "beside instruction and input"),
+        ({"question": "a", "schema": "b", "input": "c"}, "would not be asked beside question and"),
+        ({"instruction": "a", "question": "b", "context": "c"}, "instruction would not be asked"),
+        ({"instruction": "a", "system": "Be brief."}, "system would not be asked"),
+    ],
+)
+def test_no_part_of_a_question_is_dropped_in_silence(
+    tmp_path: Path, row: dict[str, str], said: str
+) -> None:
+    (tmp_path / "in.jsonl").write_text(json.dumps(row), encoding="utf-8")
+    (request,) = answers.read_requests(tmp_path / "in.jsonl")
+    assert said in str(request.error)
+    assert request.fields == row
 
 
 def test_a_prompt_too_large_for_the_memory_is_named_and_the_others_answered(
