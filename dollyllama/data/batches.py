@@ -118,7 +118,7 @@ def _padded_tokens(batch: Batch, lengths: Sequence[int]) -> int:
 
 def _packed_tokens(batch: Batch, lengths: Sequence[int]) -> int:
     # Rows that start alike share that, so of equally many tokens fewer rows take more memory.
-    return sum(lengths[row] - _LEAST_SHARED for row in batch)
+    return sum(lengths[row] - MULTIPLE for row in batch)
 
 
 def collate_padded(rows: Sequence[EncodedExample], *, pad_id: int) -> dict[str, Tensor]:
