@@ -20,7 +20,7 @@ from dollyllama.data.formats import read_input, sql_instruction
 from dollyllama.data.prompt import build_prompt
 from dollyllama.data.tokens import encode_prompts
 from dollyllama.decoding.generate import Completion, PromptTooLargeError, generate
-from dollyllama.files import read_unpacked, write_json
+from dollyllama.files import parse_json, read_unpacked, write_json
 
 #: So many batches are answered at once: within them, prompts of like length go together.
 _WINDOW_BATCHES = 8
@@ -133,7 +133,7 @@ def resume_at(output: Path, requests: Sequence[Request], settings: dict[str, Any
     mended = len(lines)
     for number, (line, request) in enumerate(zip(lines, requests, strict=False), start=1):
         try:
-            fields = json.loads(line)
+            fields = parse_json(line)
         except ValueError:
             fields = None
         if not isinstance(fields, dict):
@@ -230,7 +230,7 @@ def _check_lengths(
 
 def _read_settings(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}): remove it and its output") from None
 

@@ -275,9 +275,7 @@ class _UnfinishedError(Exception):
 
 
 def _goes_on(folder: Path, run_config: config.Run) -> str:
-    mirror = run_config.tracking.mirror
-    as_before = "" if mirror is None else f" tracking.mirror={shlex.quote(mirror)}"
-    return f"python train.py resume={shlex.quote(str(_shown(folder)))}{as_before} goes on"
+    return f"{record.resume_command(_shown(folder), run_config.tracking.mirror)} goes on"
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from dollyllama.files import damaged, digest, read_signed_json
@@ -40,3 +41,9 @@ def check(folder: Path) -> None:
         raise ValueError(
             f"{file} {what}: put it back; if that is meant, take files and sha256 out of {path}"
         )
+
+
+def resume_command(folder: Path, mirror: str | None) -> str:
+    """The command that goes on with a run; ``tracking.mirror`` has to be typed again each time."""
+    words = ["python", "train.py", f"resume={folder}"]
+    return shlex.join(words if mirror is None else [*words, f"tracking.mirror={mirror}"])

@@ -642,7 +642,7 @@ def _closing(run_config: config.Run, result: Result, folder: Path) -> str:
                 primary=run_config.evaluation.primary,
             )
         )
-    parts.append("\n".join(next_commands(folder, result.status)))
+    parts.append("\n".join(next_commands(folder, result.status, run_config.tracking.mirror)))
     return "\n" + "\n\n".join(parts)
 
 
@@ -731,8 +731,7 @@ def _mirrored(
         try:
             mirror.update()
         except ValueError as error:
-            where = f"tracking.mirror={run_config.tracking.mirror}"
-            again = f"python train.py resume={folder} {where} copies it again"
+            again = f"{record.resume_command(folder, run_config.tracking.mirror)} copies it again"
             raise ValueError(f"{folder} is finished, but {error}; {again}") from error
 
 

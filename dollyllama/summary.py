@@ -63,7 +63,9 @@ def _told(folder: Path, config: dict[str, Any]) -> str:
     if cost:
         parts.append(columns(cost))
     parts += _samples(folder)
-    parts.append("\n".join(next_commands(folder, result["status"] if result else "running")))
+    mirror = config.get("tracking", {}).get("mirror")
+    status = result["status"] if result else "running"
+    parts.append("\n".join(next_commands(folder, status, mirror)))
     return "\n\n".join(parts)
 
 
@@ -83,7 +85,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     return {str(key): value for key, value in values.items()}
 
 
-def next_commands(folder: Path, status: str) -> list[str]:
+def next_commands(folder: Path, status: str, mirror: str | None = None) -> list[str]:
     """The command lines that a reader of this run may want next."""
     run = shlex.quote(str(folder))
     if status == "finished":
@@ -95,7 +97,10 @@ def next_commands(folder: Path, status: str) -> list[str]:
         ]
     if status == "diverged":
         return [f"look at:   {folder / 'config.yaml'} (a resumed run would diverge again)"]
-    return [f"resume:    python train.py resume={run}", f"look at:   {folder / 'config.yaml'}"]
+    return [
+        f"resume:    {record.resume_command(folder, mirror)}",
+        f"look at:   {folder / 'config.yaml'}",
+    ]
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

@@ -329,6 +329,12 @@ def test_a_secret_in_the_config_is_refused_by_its_key(tmp_path: Path) -> None:
 def test_a_diverged_run_is_not_offered_to_be_resumed() -> None:
     assert not any("resume=" in line for line in next_commands(Path("runs/x"), "diverged"))
     assert any("resume=" in line for line in next_commands(Path("runs/x"), "interrupted"))
+    (line,) = (
+        line
+        for line in next_commands(Path("runs/x"), "interrupted", "s3://bucket/runs")
+        if "resume=" in line
+    )
+    assert line.endswith("python train.py resume=runs/x tracking.mirror=s3://bucket/runs")
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from typing import Any
 from dollyllama.config import RowFormat, Source
 from dollyllama.data.example import Example, History, Rejected
 from dollyllama.data.prompt import extract_instruction
+from dollyllama.files import parse_json
 
 Row = dict[str, Any]
 
@@ -454,8 +455,8 @@ def read_example(
 def _read_list(text: str) -> Any:
     """The list that a column keeps as JSON in a text, as exports to CSV do; the text if none."""
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
+        value = parse_json(text)
+    except ValueError:
         return text
     return value if isinstance(value, list) else text
 

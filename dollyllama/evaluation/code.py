@@ -32,13 +32,21 @@ _MOST_CUTS = 50
 
 
 def _parse(code: str) -> ast.Module | None:
+    tree = _tree_or_fault(code)
+    return tree if isinstance(tree, ast.Module) else None
+
+
+def _tree_or_fault(code: str) -> ast.Module | int:
+    """What ``code`` parses to, or the line, from 1, at which it does not."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # an odd escape in the answer is not ours
             return ast.parse(code)
+    except SyntaxError as error:
+        return error.lineno or 1
     # ValueError: a null character; the others: expressions nested too deeply.
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return None
+    except (ValueError, RecursionError, MemoryError):
+        return 1
 
 
 def _does_something(statement: ast.stmt) -> bool:
@@ -137,8 +145,8 @@ def _parsing(code: str, kept: int = 0) -> str:
         place += len(line) + 1
     ended = code
     for _ in range(_MOST_CUTS):
-        fault = _fault(ended)
-        if fault is None:
+        fault = _tree_or_fault(ended)
+        if isinstance(fault, ast.Module):
             return ended
         while ends and (ends[-1][0] > fault or ends[-1][1] >= len(ended)):
             ends.pop()
@@ -146,19 +154,6 @@ def _parsing(code: str, kept: int = 0) -> str:
             break
         ended = code[: ends[-1][1]]
     return code
-
-
-def _fault(code: str) -> int | None:
-    """The line, from 1, at which ``code`` does not parse; None where it does."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            ast.parse(code)
-    except SyntaxError as error:
-        return error.lineno or 1
-    except (ValueError, RecursionError, MemoryError):
-        return 1
-    return None
 
 
 def _defines(code: str, name: str) -> bool:

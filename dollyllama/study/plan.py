@@ -166,7 +166,7 @@ def write_plan(plan: StudyPlan, folder: Path, command: Sequence[str]) -> None:
             "baseline": plan.baseline,
             "seeds": seeds,
             **judging,
-            "judged_first": _judged_first(folder) or {**judging, "seeds": seeds},
+            "judged_first": _judged_first(folder, {**judging, "seeds": seeds}),
             "tips": plan.settings.tips,
             "better": plan.settings.better,
             "factors": plan.settings.factors,
@@ -180,16 +180,15 @@ def write_plan(plan: StudyPlan, folder: Path, command: Sequence[str]) -> None:
     )
 
 
-def _judged_first(folder: Path) -> dict[str, Any] | None:
-    """What was to decide when the first cell was finished; None where none is."""
+def _judged_first(folder: Path, now: dict[str, Any]) -> dict[str, Any]:
+    """What was to decide when the first cell was finished; what is ``now``, where none is."""
     if not any(finished_cells(folder)):
-        return None
+        return now
     try:
         before = read_signed_json(folder / PLAN_FILE)
     except (OSError, ValueError):
-        return None
-    keys = ("primary", "answers_primary", "relevant", "seeds")
-    return before.get("judged_first") or {key: before.get(key) for key in keys}
+        return now
+    return before.get("judged_first") or {key: before.get(key) for key in now}
 
 
 def read_plan(folder: Path) -> list[Planned]:
