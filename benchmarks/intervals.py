@@ -29,6 +29,7 @@ from dollyllama.study.compare import (
     detectable,
     half_width,
     share_luck,
+    with_two_more,
 )
 
 SEEDS, EXAMPLES = (3, 5, 10), (50, 217, 1000)
@@ -60,6 +61,8 @@ class Setting:
     name: str
     draw: Draw
     truth: float = 0.0
+    #: Whether single values are right or wrong, as a study knows of its scores.
+    scores: bool = False
 
 
 def main() -> None:
@@ -70,6 +73,11 @@ def main() -> None:
     rng = np.random.default_rng(given.seed)
     for title, table in (
         ("Intervals of 95 % that hold the truth, %, by seeds × examples", coverage_table),
+        (
+            "Answers that seldom change, alike in 3 seeds: intervals that hold the truth, %, and p "
+            f"< {ALPHA}, %, by examples",
+            seldom_table,
+        ),
         (f"A/A: p < {ALPHA}, %, by seeds, {MIDDLE} examples", false_alarm_table),
         (f"The same intervals by other means, {MIDDLE} examples: hold the truth, %", rivals_table),
         (f"Whole studies: {ONE} and {ANY}, %, by seeds, {MIDDLE} examples", study_table),
@@ -98,6 +106,22 @@ def coverage(setting: Setting, rng: Random, simulations: int, seeds: int, exampl
         for found, _ in studies(setting, rng, simulations, seeds, examples)
     ]
     return 100 * float(np.concatenate(held).mean())
+
+
+def seldom_table(rng: Random, simulations: int) -> str:
+    (own,) = rng.spawn(1)  # so that the tables below stay as they are without this one
+    rows = []
+    for share, better in SELDOM:
+        for name, scores in (("two more", True), ("Student's t alone", False)):
+            draw, truth = changes(share, better), share * (2 * better - 1)
+            setting = Setting("", draw, truth, scores=scores)
+            row = [
+                f"{coverage(setting, own, simulations, 3, examples):.1f} / "
+                f"{false_alarms(setting, own, simulations, 3, examples):.1f}"
+                for examples in FEW
+            ]
+            rows.append([f"{share:.0%} change, {better:.0%} of them for the better, {name}", *row])
+    return markdown_table(["", *map(str, FEW)], rows)
 
 
 def false_alarm_table(rng: Random, simulations: int) -> str:
@@ -342,7 +366,8 @@ def studies(
     for start in range(0, simulations, at_once):
         count = min(at_once, simulations - start)
         values, weights = setting.draw(rng, count, seeds, examples)
-        yield crossed(values, weights), values
+        measured = with_two_more(values, weights) if setting.scores else (values, weights)
+        yield crossed(*measured), values
 
 
 def normal(rng: Random, shape: tuple[int, ...]) -> Array:
@@ -433,6 +458,22 @@ def answers(mean_logit: float, seed_spread: float, example_spread: float) -> Dra
     return draw
 
 
+def changes(share: float, better: float) -> Draw:
+    """Answers that are the same in every seed, of which a few change: some of them get right."""
+
+    def draw(rng: Random, simulations: int, seeds: int, examples: int) -> tuple[Array, Array]:
+        shape = (simulations, 1, examples)
+        direction = np.where(rng.random(shape) < better, 1.0, -1.0)
+        values = np.where(rng.random(shape) < share, direction, 0.0)
+        return np.repeat(values, seeds, axis=1), np.ones((simulations, examples))
+
+    return draw
+
+
+#: How many of the examples, and shares of answers that change and of those that get right.
+FEW = (8, 16, 30, 64, 217)
+SELDOM = ((0.05, 0.5), (0.1, 0.5), (0.3, 0.5), (0.05, 1.0), (0.1, 1.0))
+
 SHARES: dict[str, Shares] = {
     "seeds 90/5/5": (0.9, 0.05, 0.05),
     "examples 5/90/5": (0.05, 0.9, 0.05),
@@ -450,8 +491,8 @@ SETTINGS = (
     Setting("skewed seeds 90/5/5", plain(SHARES["seeds 90/5/5"], seed_noise=skewed)),
     Setting("weighted by tokens, mixed", by_tokens(MIXED)),
     Setting("weighted by tokens, examples 5/90/5", by_tokens(BY_EXAMPLES)),
-    Setting("answers right or wrong", answers(0, 0.2, 1)),
-    Setting("answers, few right", answers(-5, 0.2, 0)),
+    Setting("answers right or wrong", answers(0, 0.2, 1), scores=True),
+    Setting("answers, few right", answers(-5, 0.2, 0), scores=True),
 )
 #: Variants that are the baseline under another name: no example has an effect of its own.
 ALIKE = (
@@ -461,8 +502,8 @@ ALIKE = (
     Setting("heavy tails 50/0/50", plain((0.5, 0, 0.5), seed_noise=heavy, noise=heavy)),
     Setting("skewed seeds 50/0/50", plain((0.5, 0, 0.5), seed_noise=skewed)),
     Setting("weighted by tokens 50/0/50", by_tokens((0.5, 0, 0.5))),
-    Setting("answers right or wrong", answers(0, 0.2, 0)),
-    Setting("answers, few right", answers(-5, 0.2, 0)),
+    Setting("answers right or wrong", answers(0, 0.2, 0), scores=True),
+    Setting("answers, few right", answers(-5, 0.2, 0), scores=True),
 )
 #: Of whole studies; in the second, variants move examples without moving the mean.
 FAMILIES: dict[str, Shares] = {"50/0/50": (0.5, 0, 0.5), "90/5/5": SHARES["seeds 90/5/5"]}

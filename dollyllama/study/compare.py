@@ -63,11 +63,11 @@ class Effect:
     the same interval. between_seeds, between_examples, residual: estimated variances of the three
     random parts of one difference; unbiased, so that one of nothing may come out below 0, unless
     other comparisons have a say in between_seeds. lenders, prior_df: how many of them do, and with
-    how many degrees of freedom at most, see ``with_shared_luck``.
+    how many degrees of freedom at most, see ``with_shared_luck``. added: further examples that all
+    of these reckon with, but not ``value`` and ``examples``, see ``with_two_more``.
 
     All but the first three are None below MIN_SEEDS or MIN_EXAMPLES. Where nothing varies, the
-    interval is the value alone, and p is 1 for a value of 0, else 0; but where values have limits,
-    both are those of so many examples that are alike by chance (``_of_equals``).
+    interval is the value alone, and p is 1 for a value of 0, else 0.
     """
 
     value: float
@@ -83,6 +83,17 @@ class Effect:
     residual: float | None = None
     lenders: int = 0
     prior_df: float = 0.0
+    added: int = 0
+
+    @property
+    def middle(self) -> float:
+        """Of the interval: the value, less by what examples that were added do to the mean."""
+        return self.value * self.examples / self.reckoned
+
+    @property
+    def reckoned(self) -> int:
+        """How many examples the interval reckons with."""
+        return self.examples + self.added
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,12 +138,12 @@ def paired_effect(
 
     baseline_SE, variant_SE: values of single examples (an example's total over its weight).
     weights_E: above 0; tokens for a loss, 1 / (examples of its source) for a mean over sources.
-    limits: what a single value can be, where it can be few things (a score). Swapping baseline and
-    variant negates the effect exactly. ValueError for other shapes, values that are not finite,
-    weights not above 0.
+    limits: what a single value can be, where it can be few things (a score): the interval and p are
+    then those of ``with_two_more``. Swapping baseline and variant negates the effect exactly.
+    ValueError for other shapes, values that are not finite, weights not above 0.
     """
     _check(weights, baseline=baseline, variant=variant)
-    return _effect(variant - baseline, weights, level, _contrast(limits, 1))
+    return _effect(variant - baseline, weights, level, _furthest(limits, 1))
 
 
 def level_of(
@@ -140,11 +151,26 @@ def level_of(
 ) -> Effect:
     """One variant's own weighted mean of values_SE and its interval; p is None.
 
-    Levels of two variants share seeds and examples: compare them by ``paired_effect``, never by
-    whether their intervals overlap. ValueError as there.
+    Where every value is one of the limits (right or wrong), the interval reckons with one more
+    example of each. Levels of two variants share seeds and examples: compare them by
+    ``paired_effect``, never by whether their intervals overlap. ValueError as there.
     """
     _check(weights, values=values)
-    return replace(_effect(values, weights, level, limits), p=None)
+    found = _effect(values, weights, level)
+    if limits is None or found.low is None or not np.isin(values, limits).all():
+        return replace(found, p=None)
+    both = _effect(*_extended(values, weights, np.asarray(limits)), level)
+    assert both.low is not None
+    assert both.high is not None
+    least, most = limits
+    return replace(
+        both,
+        value=found.value,
+        examples=found.examples,
+        low=max(least, both.low),
+        high=min(most, both.high),
+        p=None,
+    )
 
 
 def interaction(
@@ -162,7 +188,7 @@ def interaction(
     ``paired_effect``.
     """
     _check(weights, baseline=baseline, first=first, second=second, both=both)
-    return _effect((both - first) - (second - baseline), weights, reach=_contrast(limits, 2))
+    return _effect((both - first) - (second - baseline), weights, furthest=_furthest(limits, 2))
 
 
 def crossed(differences: Array, weights: Array) -> Crossed:
@@ -228,13 +254,13 @@ def with_shared_luck(effects: Sequence[Effect]) -> list[Effect]:
     def column(name: str) -> Array:
         return np.array([getattr(each, name) for each in known], dtype=np.float64)
 
-    seeds, examples, residual = column("seeds"), column("examples"), column("residual")
+    seeds, examples, residual = column("seeds"), column("reckoned"), column("residual")
     between_seeds, between_examples = column("between_seeds"), column("between_examples")
     of_seeds = (between_seeds + residual / examples) / seeds
     variance = of_seeds + np.maximum(0, between_examples) / examples
     shared = share_luck(
         Crossed(
-            value=column("value"),
+            value=column("middle"),
             variance=variance,
             seeds_share=_share(of_seeds, variance),
             seeds_df=seeds - 1,
@@ -251,14 +277,19 @@ def with_shared_luck(effects: Sequence[Effect]) -> list[Effect]:
         examples,
     )
     moderated = iter(_effects(shared, seeds, examples, 0.95))
-    return [next(moderated) if _has_luck(each) else each for each in effects]
+    return [
+        replace(next(moderated), value=each.value, examples=each.examples, added=each.added)
+        if _has_luck(each)
+        else each
+        for each in effects
+    ]
 
 
 def _has_luck(effect: Effect) -> bool:
     """Whether its seeds and its rest vary: then it can lend and borrow."""
     if effect.between_seeds is None or not effect.residual:
         return False
-    return effect.between_seeds + effect.residual / effect.examples > _LOST * effect.residual
+    return effect.between_seeds + effect.residual / effect.reckoned > _LOST * effect.residual
 
 
 def share_luck(found: Crossed, seeds: Any, examples: Any) -> Crossed:
@@ -432,7 +463,7 @@ def factorial_effects(
         term: _effect(
             np.tensordot(column, values, axes=1) * (2 ** len(term) / len(levels)),
             weights,
-            reach=_contrast(limits, len(term)),
+            furthest=_furthest(limits, len(term)),
         )
         for term, column in columns.items()
         if term
@@ -459,8 +490,7 @@ def detectable(
     """The smallest true effect that is found with probability ``power``, p below ``alpha``.
 
     From the variances of ``effect``, at its own number of seeds or another, on the same examples;
-    of Student's noncentral t. None where there are no variances or fewer than MIN_SEEDS; where
-    nothing varies what its interval leaves open. Give ``alpha`` divided by the number of
+    of Student's noncentral t. None where there are no variances or fewer than MIN_SEEDS. Give ``alpha`` divided by the number of
     comparisons to plan for Holm.
     """
     seeds = effect.seeds if seeds is None else seeds
@@ -469,21 +499,21 @@ def detectable(
     assert effect.between_examples is not None
     assert effect.residual is not None
     between_examples = max(0.0, effect.between_examples)
-    of_seeds = max(0.0, effect.between_seeds + effect.residual / effect.examples) / seeds
-    variance = of_seeds + between_examples / effect.examples
+    of_seeds = max(0.0, effect.between_seeds + effect.residual / effect.reckoned) / seeds
+    variance = of_seeds + between_examples / effect.reckoned
     if variance == 0:
-        assert effect.high is not None
-        return effect.high - effect.value
+        return 0.0
     examples_df = _examples_df(
         np.asarray(effect.residual + seeds * between_examples),
         np.asarray(effect.residual),
         seeds,
-        effect.examples,
+        effect.reckoned,
     )
     seeds_df = seeds - 1 + _lent(effect.lenders, effect.prior_df, seeds - 1)
     critical = _critical(of_seeds / variance, seeds_df, examples_df, alpha / 2)
     df = stdtridf(1 - alpha / 2, critical)
-    return float(nctdtrinc(df, 1 - power, critical) * variance**0.5)
+    found = float(nctdtrinc(df, 1 - power, critical) * variance**0.5)
+    return found * effect.reckoned / effect.examples
 
 
 def seeds_needed(
@@ -530,45 +560,51 @@ def verdict(
     return Verdict.not_supported if within else Verdict.undecided
 
 
-def _effect(
-    differences: Array, weights: Array, level: float = 0.95, reach: Limits | None = None
-) -> Effect:
-    """reach: what a single difference can be, where it can be few things."""
-    seeds, examples = differences.shape
-    if seeds < MIN_SEEDS or examples < MIN_EXAMPLES:
-        shares = weights / weights.sum()
-        value = float((differences @ shares).mean())
-        return Effect(value, seeds, examples)
-    found = _effects(crossed(differences[None], weights[None]), [seeds], [examples], level)[0]
-    if reach is None or found.standard_error:
-        return found
-    return _of_equals(found, float(weights.sum() ** 2 / (weights**2).sum()), level, reach)
+def with_two_more(
+    differences: Array, weights: Array, furthest: float = 1.0
+) -> tuple[Array, Array]:
+    """differences_…SE and weights_…E with two more examples, which differ in either direction.
 
-
-def _of_equals(found: Effect, examples: float, level: float, reach: Limits) -> Effect:
-    """An effect that is the same in every seed and example, which may be chance.
-
-    That none of n examples differs is likely enough while no more than 1 - (tail)^(1/n) of all do
-    (Clopper and Pearson 1934, Biometrika 26), and those as far as they can. p is a sign test's.
-    examples: how many equally weighted ones (Kish 1965, Survey Sampling, 11.7) weigh as much; seeds
-    do not count, since they may agree on each example.
+    Of a few dozen answers that are right or wrong, one or two may differ: that they did so once
+    says little about how often they would, and Student's t far too much. Two more examples of
+    average weight, which differ up and down as far as those that differ do (their root mean
+    square), or by ``furthest`` where none does, leave as much open as there is (Bonett and Price
+    2012, J. Educational and Behavioral Statistics 37, for answers; theirs differ by 1). Where all
+    examples differ, as losses do, next to nothing changes.
     """
-    others = 1 - ((1 - level) / 2) ** (1 / examples)
-    least, most = reach
-    return replace(
-        found,
-        low=found.value - others * (found.value - least),
-        high=found.value + others * (most - found.value),
-        p=1.0 if found.value == 0 else min(1.0, 2 * 0.5**examples),
-    )
+    differ = np.count_nonzero(differences, axis=(-2, -1))
+    square = (differences**2).sum((-2, -1)) / np.maximum(1, differ)
+    far = np.where(differ > 0, np.sqrt(square), furthest)
+    return _extended(differences, weights, np.stack([far, -far], axis=-1))
 
 
-def _contrast(limits: Limits | None, times: int) -> Limits | None:
-    """The limits of a difference of values, of two such differences and so on."""
-    if limits is None:
-        return None
-    least, most = limits
-    return times * (least - most), times * (most - least)
+def _extended(values: Array, weights: Array, further: Array) -> tuple[Array, Array]:
+    """values_…SE, weights_…E with further examples of average weight: further_…F, all seeds alike."""
+    count = further.shape[-1]
+    alike = np.broadcast_to(further[..., None, :], (*values.shape[:-1], count))
+    average = np.broadcast_to(weights.mean(-1, keepdims=True), (*weights.shape[:-1], count))
+    return np.concatenate([values, alike], -1), np.concatenate([weights, average], -1)
+
+
+def _effect(
+    differences: Array, weights: Array, level: float = 0.95, furthest: float | None = None
+) -> Effect:
+    """furthest: how far a single difference can be from 0, where it can be few things."""
+    seeds, examples = differences.shape
+    shares = weights / weights.sum()
+    value = float((differences @ shares).mean())
+    if seeds < MIN_SEEDS or examples < MIN_EXAMPLES:
+        return Effect(value, seeds, examples)
+    if furthest is None:
+        return _effects(crossed(differences[None], weights[None]), [seeds], [examples], level)[0]
+    more = with_two_more(differences[None], weights[None], furthest)
+    found = _effects(crossed(*more), [seeds], [examples], level)[0]
+    return replace(found, value=value, added=more[1].shape[-1] - examples)
+
+
+def _furthest(limits: Limits | None, times: int) -> float | None:
+    """How far apart two values can be, or two such differences and so on."""
+    return None if limits is None else times * (limits[1] - limits[0])
 
 
 def _effects(

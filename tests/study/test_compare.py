@@ -164,33 +164,80 @@ def test_equal_runs_differ_by_nothing_for_sure() -> None:
     assert seeds_needed(found, 0.1) == 2
 
 
-def test_answers_that_are_all_wrong_leave_open_what_so_few_can_hide() -> None:
+@pytest.mark.parametrize(("better", "worse"), [(0, 0), (1, 0), (2, 1), (0, 8), (5, 6), (30, 0)])
+def test_answers_that_change_are_judged_as_bonett_and_price_do(better: int, worse: int) -> None:
+    """2012, J. Educational and Behavioral Statistics 37: one more answer changed either way."""
+    examples = 30
+    baseline, variant = np.zeros((3, examples)), np.zeros((3, examples))
+    variant[:, :better] = 1
+    baseline[:, examples - worse :] = 1
+    found = paired_effect(baseline, variant, np.ones(examples), limits=(0, 1))
+    more, less = (better + 1) / (examples + 2), (worse + 1) / (examples + 2)
+    # Theirs is of a normal distribution, ours of Student's t, with the unbiased variance.
+    variance = (more + less - (more - less) ** 2) / (examples + 1)
+    half = stats.t.ppf(0.975, examples + 1) * variance**0.5
+    assert found.value == pytest.approx((better - worse) / examples)
+    assert found.examples == examples
+    assert found.middle == pytest.approx(more - less)
+    assert (found.low, found.high) == pytest.approx((more - less - half, more - less + half))
+    assert found.p == pytest.approx(2 * stats.t.sf(abs(more - less) / variance**0.5, examples + 1))
+    back = paired_effect(variant, baseline, np.ones(examples), limits=(0, 1))
+    assert found.low is not None
+    assert found.high is not None
+    assert (back.value, back.low, back.high, back.p) == pytest.approx(
+        (-found.value, -found.high, -found.low, found.p)
+    )
+
+
+def test_answers_that_are_all_alike_are_no_certainty() -> None:
     """Rule of three: of n examples none differs with probability 2.5 % where 3.7 / n of all do."""
-    wrong = np.zeros((3, 8))
-    found = paired_effect(wrong, wrong.copy(), np.ones(8), limits=(0, 1))
-    hidden = 1 - 0.025 ** (1 / 8)
-    assert (found.value, found.p) == (0, 1)
-    assert (found.low, found.high) == pytest.approx((-hidden, hidden))
-    assert detectable(found) == pytest.approx(hidden)
-    level = level_of(wrong, np.ones(8), limits=(0, 1))
-    assert (level.low, level.high, level.p) == (0, pytest.approx(hidden), None)
-    # As many examples, two of which weigh as much as all the others.
+    wrong, right, ones = np.zeros((3, 8)), np.ones((3, 8)), np.ones(8)
+    alike = paired_effect(wrong, wrong.copy(), ones, limits=(0, 1))
+    assert (alike.value, alike.p) == (0, 1)
+    assert alike.high is not None
+    assert 0.3 < alike.high < 1 - 0.025 ** (1 / 8)
+    assert alike.low == -alike.high
+    for smallest in (detectable(alike), detectable(alike, seeds=100)):
+        assert smallest is not None
+        assert smallest > alike.high
+    both = interaction(wrong, wrong, wrong, wrong, ones, limits=(0, 1))
+    assert both.high == pytest.approx(2 * alike.high)
+    level = level_of(right, ones, limits=(0, 1))
+    assert (level.value, level.high, level.p) == (1, 1, None)
+    assert level.low is not None
+    assert 0.5 < level.low < 0.8
+    # Two examples that weigh as much as all the others leave more open.
     weights = np.array([3.0, 3, 1, 1, 1, 1, 1, 1])
-    heavy = paired_effect(wrong, wrong.copy(), weights, limits=(0, 1)).high
-    assert heavy == pytest.approx(1 - 0.025 ** (1 / (144 / 24)))
+    heavy = paired_effect(wrong, right, weights, limits=(0, 1))
+    even = paired_effect(wrong, right, ones, limits=(0, 1))
+    assert heavy.low is not None
+    assert even.low is not None
+    assert heavy.low < even.low
 
 
-def test_answers_that_are_all_set_right_are_no_certainty_either() -> None:
-    wrong, right = np.zeros((3, 8)), np.ones((3, 8))
-    found = paired_effect(wrong, right, np.ones(8), limits=(0, 1))
-    hidden = 1 - 0.025 ** (1 / 8)
-    assert (found.value, found.high) == (1, 1)
-    assert found.low == pytest.approx(1 - 2 * hidden)
-    assert found.p == pytest.approx(2 / 2**8)
-    back = paired_effect(right, wrong, np.ones(8), limits=(0, 1))
-    assert (back.low, back.high, back.p) == (-found.high, -found.low, found.p)
-    both = interaction(wrong, wrong, wrong, wrong, np.ones(8), limits=(0, 1))
-    assert both.high == pytest.approx(2 * hidden)
+def test_two_more_examples_are_lost_among_losses() -> None:
+    baseline, variant, weights = study(11, 3, 200)
+    plain = paired_effect(baseline, variant, weights)
+    more = paired_effect(baseline, variant, weights, limits=(0, 10))
+    assert more.value == pytest.approx(plain.value)
+    for own, other in ((more.low, plain.low), (more.high, plain.high)):
+        assert own is not None
+        assert other is not None
+        assert own - other == pytest.approx(0, abs=0.1 * (plain.standard_error or 0))
+
+
+def test_shared_luck_keeps_what_two_more_examples_leave_open() -> None:
+    rng = np.random.default_rng(3)
+    wrong = np.zeros((3, 20))
+    few = [
+        paired_effect(wrong, (rng.random((3, 20)) < 0.1).astype(float), np.ones(20), limits=(0, 1))
+        for _ in range(6)
+    ]
+    for alone, shared in zip(few, with_shared_luck(few), strict=True):
+        assert (shared.value, shared.examples, shared.added) == (alone.value, 20, 2)
+        assert shared.low is not None
+        assert shared.high is not None
+        assert (shared.low + shared.high) / 2 == pytest.approx(alone.value * 20 / 22)
 
 
 def test_intervals_hold_the_truth_where_hardly_any_answer_is_right() -> None:
