@@ -11,7 +11,7 @@ _WORDS = r"(?:[^\n`]++|`{1,2}(?!`))*+"
 _FENCED = re.compile(
     rf"""
     ^ (?: (?P<item>{_ITEM}) (?P<fence> `{{3,}}+ | ~{{3,}}+ ) | {_WORDS} (?P<late> `{{3,}}+ ) )
-    (?P<language> [^\n`~]*+ ) \n
+    (?P<language> [^\n`~]*+ ) (?: \n | \Z )
     (?P<code> .*? )
     (?: (?P=fence) | (?P=late) | \Z )
     """,
@@ -41,10 +41,14 @@ def fenced(text: str, languages: tuple[str, ...]) -> str:
     """The block of ``text`` that is for a grader of ``languages``, or all of it without a fence.
 
     The first that says one of them (``python3`` says ``python``), else the first that says none,
-    else the first.
+    else the first. Where the blocks are empty, as behind a fence that only closes (the prompt may
+    have opened it), it is what stands before them.
     """
-    found = blocks(text)
+    found = [block for block in blocks(text) if block.code.strip()]
     said = [block for block in found if block.language.startswith(languages)]
     silent = [block for block in found if not block.language]
     chosen = [*said, *silent, *found]
-    return chosen[0].code if chosen else text
+    if chosen:
+        return chosen[0].code
+    first = _FENCED.search(text)
+    return text[: first.start("fence" if first["fence"] else "late")] if first else text

@@ -141,6 +141,7 @@ RIGHT = {
     "fenced": f"Here it is:\n```python\n{WHOLE}```\nIt halves.",
     "fenced body": f"```\n{BODY}```",
     "fence not closed": f"```python\n{WHOLE}",
+    "a fence that closes alone": f"{BODY}```",
     "the block with the function": f"```\npip install it\n```\nthen\n```python\n{WHOLE}```",
     "the last of two": f"```python\n{WHOLE.replace('half(x)', 'x')}```\nBetter:\n```\n{WHOLE}```",
     "docstring quoted otherwise": WHOLE.replace(":\n", ":\n    '''Halve.'''\n", 1),

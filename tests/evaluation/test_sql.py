@@ -30,6 +30,8 @@ SAME = [
     f"~~~\n{REFERENCE}\n~~~",
     f"```sql\n{REFERENCE}",  # cut off by the length limit
     f"```\n$ sqlite3 a.db\n```\n```sql\n{REFERENCE}\n```",
+    f"{REFERENCE}\n```",  # the prompt opened it
+    f"{REFERENCE};\n```\n",
 ]
 DIFFERENT = [
     "",
