@@ -123,6 +123,7 @@ def disturbed(
         return status, file.read()
 
 
+@pytest.mark.slow
 def test_a_folder_that_is_removed_meanwhile_ends_the_run_in_one_line(tmp_path: Path) -> None:
     folder = tmp_path / "gone"
     metrics = folder / "metrics.jsonl"

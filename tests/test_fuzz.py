@@ -192,7 +192,7 @@ LIST = st.lists(OVERRIDE, min_size=1, max_size=3)
 
 
 @seed(0)
-@settings(max_examples=50, **COMMON)
+@settings(max_examples=30, **COMMON)
 @given(LIST)
 def test_overrides_run_or_are_refused_in_one_line(overrides: list[str]) -> None:
     of_overrides(overrides)
@@ -204,7 +204,7 @@ def test_an_override_that_once_failed_is_refused_in_one_line(override: str) -> N
 
 
 @seed(0)
-@settings(max_examples=25, **COMMON)
+@settings(max_examples=15, **COMMON)
 @given(EDITS)
 def test_edited_files_run_or_are_refused_in_one_line(
     tmp_path_factory: pytest.TempPathFactory, edits: list[tuple[str, Any]]

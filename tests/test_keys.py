@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -317,9 +318,14 @@ def working_folder(workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def both_sides(key: str, observe: Callable[[config.Run], dict[str, Any]]) -> tuple[Any, Any]:
     """What ``observe`` sees where the key's effect shows: without the change and with it."""
     row = EFFECTS[key]
-    base = observe(launch.compose_run([*BASE, *row.under]))
-    changed = observe(launch.compose_run([*BASE, *row.under, *row.change]))
+    base = observe(compose_run(*BASE, *row.under))
+    changed = observe(compose_run(*BASE, *row.under, *row.change))
     return base[row.shows_in], changed[row.shows_in]
+
+
+@cache
+def compose_run(*overrides: str) -> config.Run:
+    return launch.compose_run(overrides)
 
 
 # --- the three kinds of effect ------------------------------------------------------------------
@@ -329,15 +335,27 @@ def both_sides(key: str, observe: Callable[[config.Run], dict[str, Any]]) -> tup
 def test_a_key_that_cannot_work_here_is_refused_by_name(key: str) -> None:
     (change,) = EFFECTS[key].change
     with pytest.raises(ValueError, match=re.escape(change)):
-        preflight.check(launch.compose_run([*BASE, *EFFECTS[key].under, change]))
+        preflight.check(compose_run(*BASE, *EFFECTS[key].under, change))
+
+
+@pytest.fixture(scope="module")
+def seen() -> dict[str, dict[str, Any]]:
+    """What was seen of data or of a run, by its config: the baseline is made once."""
+    return {}
 
 
 @pytest.mark.parametrize("key", OF_DATA)
-def test_a_key_of_the_data_shows_in_the_data(key: str) -> None:
+def test_a_key_of_the_data_shows_in_the_data(key: str, seen: dict[str, dict[str, Any]]) -> None:
     from dollyllama.data.prepare import prepare
     from dollyllama.model.load import load_tokenizer
 
     def observe(run: config.Run) -> dict[str, Any]:
+        name = f"data {config.fingerprint(asdict(run))}"
+        if name not in seen:
+            seen[name] = prepared(run)
+        return seen[name]
+
+    def prepared(run: config.Run) -> dict[str, Any]:
         tokenizer = load_tokenizer(run.model.path, run.model.revision)
         data = prepare(run.data, tokenizer, seed=run.seed)
         return {
@@ -350,12 +368,6 @@ def test_a_key_of_the_data_shows_in_the_data(key: str) -> None:
 
     base, changed = both_sides(key, observe)
     assert base != changed
-
-
-@pytest.fixture(scope="module")
-def seen() -> dict[str, dict[str, Any]]:
-    """What was seen of a run, by its config: the baseline runs once."""
-    return {}
 
 
 @pytest.mark.slow

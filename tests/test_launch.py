@@ -233,7 +233,8 @@ def cells(monkeypatch: pytest.MonkeyPatch) -> list[tuple[config.Run, Planned, Pa
 
     monkeypatch.setattr(sweeping, "run_cell", record)
     monkeypatch.setattr(sweeping, "SESSION", sweeping.Session())
-    monkeypatch.setattr(sweeping.Session, "_report", lambda self: None)
+    for told in ("_report", "_tell"):  # tests/study has what these make
+        monkeypatch.setattr(sweeping.Session, told, lambda self: None)
     return done
 
 

@@ -130,7 +130,7 @@ _TOGETHER = (
 _EFFECT_COLUMNS = (
     *("variant", "metric", "role", "value", "low", "high", "standard_error"),
     *("degrees_of_freedom", "p", "corrected_p", "seeds", "examples", "unpaired"),
-    *("between_seeds", "between_examples", "residual", "lenders", "prior_df"),
+    *("between_seeds", "between_examples", "residual", "lenders", "prior_df", "added"),
     *("baseline", "relevant", "detectable", "standing", "verdict", "missing"),
 )
 

@@ -214,6 +214,7 @@ def test_a_preparation_that_was_killed_goes_on_behind_its_last_part(
     assert (killed.train, killed.manifest) == (fresh.train, fresh.manifest)
 
 
+@pytest.mark.slow
 def test_workers_and_their_lock_go_with_a_preparation_that_was_killed(
     write_rows: WriteRows, tmp_path: Path
 ) -> None:

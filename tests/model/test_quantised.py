@@ -516,6 +516,7 @@ with torch.no_grad():
 """
 
 
+@pytest.mark.slow
 def test_of_several_processes_one_quantises_a_base_of_the_hub(untied: Path, tmp_path: Path) -> None:
     snapshot = tmp_path / "hub" / "models--someone--tiny" / "snapshots" / ("0" * 40)
     shutil.copytree(untied, snapshot)

@@ -95,6 +95,7 @@ def test_the_child_runs_the_code_of_its_parent(tmp_path: Path) -> None:
     assert (done.stdout, done.stderr) == ("done\n", "")
 
 
+@pytest.mark.slow
 def test_no_orphan_is_left_when_the_parent_is_killed(tmp_path: Path) -> None:
     folder = tmp_path / "cell"
     program = (

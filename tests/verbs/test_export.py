@@ -82,6 +82,7 @@ def test_params_choose_the_decoding_of_one_prediction(loaded: Any, merged: tuple
         loaded.predict(INSTRUCTIONS, params={"strategy": "contrastive"})
 
 
+@pytest.mark.slow
 def test_it_is_whole_without_the_checkout_and_without_pickle(exported: Path, loaded: Any) -> None:
     """In another process, its own code is loaded, and no package that it does not require."""
     suffixes = {path.suffix for path in exported.rglob("*") if path.is_file()}

@@ -57,6 +57,7 @@ def test_a_merge_that_computes_no_numbers_is_never_published(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_merge_that_was_killed_looks_like_none_and_the_next_clears_it_away(
     small_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

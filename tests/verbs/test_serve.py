@@ -67,6 +67,7 @@ def test_a_run_and_a_merged_model_are_served_until_ctrl_c(
     assert "sesame" not in line + example + said + complained
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_cuts_off_what_is_being_answered(small_run: Path) -> None:
     # Drawn hot, so that no answer ends by itself.
     hot = ("decoding=temperature", "decoding.temperature=2", "decoding.max_new_tokens=450")
