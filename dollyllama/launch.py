@@ -548,7 +548,7 @@ def reopen_run(
     """The config of the finished run in ``folder``, with overrides in ``sections`` alone.
 
     sources: what to take in place of the run's own data; the run's primary metric then becomes null
-    where it is that of an own source. ValueError in one line for another section, or when
+    where it is that of an own source that is not among them. ValueError in one line for another section, or when
     ``folder`` is no run or its record is not as it was written.
     """
     saved = config.read(_config_file(folder))
@@ -565,7 +565,8 @@ def reopen_run(
     if sources is not None:
         own = OmegaConf.select(saved, "data.sources") or {}
         primary = str(OmegaConf.select(saved, "evaluation.primary"))
-        if primary.partition("/")[2] in own and "evaluation.primary" not in keys:
+        gone = own.keys() - sources.keys()
+        if primary.partition("/")[2] in gone and "evaluation.primary" not in keys:
             OmegaConf.update(saved, "evaluation.primary", None)
         replacement = {name: asdict(source) for name, source in sources.items()}
         OmegaConf.update(saved, "data.sources", replacement, merge=False)

@@ -7,7 +7,8 @@ import datetime
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -61,9 +62,14 @@ def main(arguments: Sequence[str]) -> int:
         metavar="FORMAT",
     )
     command.add_argument(
+        "--source",
+        help="the rows of --file read, and are graded, as those of this source of RUN",
+        metavar="NAME",
+    )
+    command.add_argument(
         "--grader",
         choices=[*map(str, Grader)],
-        help=f"for --file: {', '.join(Grader)} (default: by its format)",
+        help=f"for --file: {', '.join(Grader)} (default: by its format, or the source's)",
         metavar="NAME",
     )
     command.add_argument(
@@ -74,13 +80,22 @@ def main(arguments: Sequence[str]) -> int:
     given = command.parse_intermixed_args(arguments)
     if given.output is not None and given.output.exists():
         raise ValueError(f"--output {given.output} exists already: name another folder")
-    if (given.file is None) != (given.format is None):
-        raise ValueError(f"--file and --format go together: formats are {', '.join(GRADERS)}")
+    if [given.format, given.source].count(None) != (2 if given.file is None else 1):
+        raise ValueError(
+            "--file goes with --source NAME, for rows like those of a source of RUN, or --format "
+            f"FORMAT: {', '.join(GRADERS)}"
+        )
     if given.grader is not None and given.file is None:
         raise ValueError("--grader is for --file: held-out rows have their source's grader")
     sources = None
     if given.file is not None:
-        sources = _only_source(given.file, given.format, given.grader)
+        if not given.file.is_file():
+            what = "is a folder: name a file in it" if given.file.is_dir() else "is not there"
+            raise ValueError(f"--file {given.file} {what}")
+        if given.source is not None:
+            sources = _as_source(given.file, given.source, given.grader, given.run)
+        else:
+            sources = _only_source(given.file, given.format, given.grader)
     run_config = open_run(given.run, given.overrides, sources=sources)
     if not run_config.evaluation.loss_examples and not run_config.evaluation.generate_examples:
         raise ValueError("evaluation=none measures nothing: add evaluation=quick, say")
@@ -169,16 +184,14 @@ def _row_format(text: str) -> RowFormat:
     if text in GRADERS:
         return RowFormat(text)
     raise argparse.ArgumentTypeError(
-        f"{text} is none of {', '.join(GRADERS)}: write rows with other columns as one of these, "
-        f"e.g. jq -c '{{instruction: .q, output: .a}}' FILE > NEW.jsonl for alpaca"
+        f"{text} is none of {', '.join(GRADERS)}: rows like those of a source of RUN are read by "
+        "--source NAME, and others are written as one of these first, e.g. jq -c "
+        "'{instruction: .q, output: .a}' FILE > NEW.jsonl for alpaca"
     )
 
 
 def _only_source(file: Path, row_format: RowFormat, wish: str | None) -> dict[str, Source]:
     """The file as a source, by its name."""
-    if not file.is_file():
-        what = "is a folder: name a file in it" if file.is_dir() else "is not there"
-        raise ValueError(f"--file {file} {what}")
     grader = Grader(wish or GRADERS[row_format])
     if grader is Grader.sql and row_format not in WITH_SCHEMA:
         raise ValueError(
@@ -204,6 +217,30 @@ def _only_source(file: Path, row_format: RowFormat, wish: str | None) -> dict[st
     )
     name = file.name.partition(".")[0]
     return {_UNNAMED if name in ("", "all") else name: source}
+
+
+def _as_source(file: Path, name: str, wish: str | None, run: Path) -> dict[str, Source]:
+    """The file in place of the source ``name`` of the run: its columns and its grader."""
+    own = open_run(run, []).data.sources
+    if name not in own:
+        near = get_close_matches(name, own, n=1, cutoff=0.0)[0]
+        raise ValueError(f"--source {name} is no source of {run}: did you mean {near}?")
+    source = own[name]
+    if source.format is RowFormat.turns:
+        raise ValueError(f"--source {name}: its rows have no answers to be graded by")
+    return {
+        name: replace(
+            source,
+            path=str(file),
+            file=file.name,
+            revision=None,
+            split="train",
+            rules=[],  # every row is asked
+            grader=Grader(wish or source.grader),
+            max_rows=None,
+            max_tokens=None,
+        )
+    }
 
 
 def _read_file(run_config: Run, file: Path) -> tuple[list[Example], list[Rejected], list[Damaged]]:

@@ -156,6 +156,28 @@ def test_prompts_are_limited_by_the_models_positions_and_not_by_training(
     assert "none of its rows can be asked (row 0: prompt_too_long" in capsys.readouterr().err
 
 
+def test_a_file_is_read_and_graded_as_a_source_of_the_run(
+    small_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"INSTRUCTION": f"What is {n} plus 1?", "RESPONSE": f"It is {n + 1}."} for n in range(3)]
+    file = write(tmp_path / "sums.jsonl", rows)
+    arguments = ["evaluate", str(small_run), *MEASURED, "--file", str(file), "--source"]
+    output = tmp_path / "out"
+    own = ["evaluation.primary=exact/maths", "--output", str(output)]
+    assert main([*arguments, "maths", *own]) == 0
+    record = json.loads((output / "metrics.json").read_text(encoding="utf-8"))
+    assert record["graders"] == {"maths": "maths"}
+    counts = {metric["name"]: metric["n"] for metric in record["metrics"]}
+    assert (counts["loss/maths"], counts["exact/maths"]) == (2, 2)
+    capsys.readouterr()
+    assert main([*arguments, "math"]) == 2
+    assert "did you mean maths?" in capsys.readouterr().err
+    assert main([*arguments, "code"]) == 2
+    assert "instruction" in capsys.readouterr().err
+    assert main([*arguments, "maths", "--format", "alpaca"]) == 2
+    assert "--file goes with --source NAME" in capsys.readouterr().err
+
+
 HALF = {
     "prompt": "def half(x):\n",
     "canonical_solution": "    return x // 2\n",
