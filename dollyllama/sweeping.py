@@ -473,6 +473,8 @@ def _jobs(master: DictConfig) -> Iterator[tuple[Job, Planned | None]]:
                 yield Job(axes, None, refused), None
                 continue
             seed = next((o.partition("=")[2] for o in overrides if o.startswith("seed=")), None)
+            if seed is not None and not re.fullmatch(r"-?[0-9]+", seed):
+                raise ValueError(f"seed must be a whole number, not {seed}")
             run = run_or_none if seed is None else replace(run_or_none, seed=int(seed))
             yield Job(axes, run), plan_cell(run, axes)
 

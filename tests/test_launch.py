@@ -323,6 +323,7 @@ SENSELESS = {
     ("hydra/launcher=ray", "seed=0,1"): "hydra/launcher=ray needs a plugin: docs/ray.md",
     ("hydra/launcher=ray_cluster", "seed=0,1"): "hydra/launcher=ray_cluster needs a plugin: docs/",
     ("seed=0,0",): "seed 0 of baseline is there twice",
+    ("seed=0,1.5",): "seed must be a whole number, not 1.5",
     ("lora.r=16,16",): "is there twice",
     ("ablation=baseline,contrastive", "sweep.answers_primary=null"): "sweep.answers_primary=",
     ("ablation=baseline,contrastive", "sweep.answers_primary=exact/sqll"): "is not measured",

@@ -30,6 +30,8 @@ _DENIED = re.compile(r"\W*not\b[^\n]{1,60}?\bbut\b", re.IGNORECASE)
 # Thousands parted by spaces, which are told from two numbers only where one is stated.
 _SPACED = re.compile(r"(?<![\w.,])[0-9]{1,3}(?:[ \u00a0\u202f][0-9]{3})+(?![\w/]|,[0-9])")
 _SENTENCE = re.compile(r"[.!?][)\]\"'*]*\s+(?=[A-Z])")
+# "If n = 4, then the total is 20": what is given is no result.
+_GIVEN = re.compile(r"\b(?:if|let|when|where|suppose|given)\b[^.=]{0,40}$", re.IGNORECASE)
 _SUM = re.compile(r"[0-9\s+\-−*/x×÷().,$€£%=]*")
 
 #: A longer number is noise from a model that does not stop, and slow to read.
@@ -40,8 +42,8 @@ def final_number(text: str) -> Fraction | None:
     """The number that a worked answer comes to, exactly; None when it has none.
 
     The stated one where there is one. Else it is what the last line's last equation comes to ("200
-    x 5 = 1000 bags in 5 days"), unless a later sentence of that line has a number, and otherwise
-    the last number of the text.
+    x 5 = 1000 bags in 5 days"), unless that is given ("if n = 4") or a later sentence of that line
+    has a number, and otherwise the last number of the text.
 
     Separators for thousands and signs of currency or percent do not count ("50 %" is 50, not 0.5);
     fractions, mixed numbers, 1.5e3 and LaTeX's 1{,}234 are read as such. A comma parts thousands
@@ -51,9 +53,9 @@ def final_number(text: str) -> Fraction | None:
     if (stated := stated_number(text)) is not None:
         return stated
     text = _plain(text)
-    equals, result = text.rstrip().rpartition("\n")[2].rpartition("=")[1:]
+    before, equals, result = text.rstrip().rpartition("\n")[2].rpartition("=")
     # The equation's sentence, from the number that it comes to, and those behind it.
-    if equals and (numbers := _numbers(result)):
+    if equals and not _GIVEN.search(before) and (numbers := _numbers(result)):
         _, *later = _SENTENCE.split(result[numbers[0].end() :], maxsplit=1)
         if not (later and _numbers(later[0])):
             return _value(numbers[0])

@@ -560,9 +560,7 @@ def verdict(
     return Verdict.not_supported if within else Verdict.undecided
 
 
-def with_two_more(
-    differences: Array, weights: Array, furthest: float = 1.0
-) -> tuple[Array, Array]:
+def with_two_more(differences: Array, weights: Array, furthest: float = 1.0) -> tuple[Array, Array]:
     """differences_…SE and weights_…E with two more examples, which differ in either direction.
 
     Of a few dozen answers that are right or wrong, one or two may differ: that they did so once

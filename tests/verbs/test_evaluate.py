@@ -159,7 +159,9 @@ def test_prompts_are_limited_by_the_models_positions_and_not_by_training(
 def test_a_file_is_read_and_graded_as_a_source_of_the_run(
     small_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rows = [{"INSTRUCTION": f"What is {n} plus 1?", "RESPONSE": f"It is {n + 1}."} for n in range(3)]
+    rows = [
+        {"INSTRUCTION": f"What is {n} plus 1?", "RESPONSE": f"It is {n + 1}."} for n in range(3)
+    ]
     file = write(tmp_path / "sums.jsonl", rows)
     arguments = ["evaluate", str(small_run), *MEASURED, "--file", str(file), "--source"]
     output = tmp_path / "out"
