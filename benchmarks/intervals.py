@@ -74,8 +74,7 @@ def main() -> None:
     for title, table in (
         ("Intervals of 95 % that hold the truth, %, by seeds × examples", coverage_table),
         (
-            "Answers that seldom change, alike in 3 seeds: intervals that hold the truth, %, and p "
-            f"< {ALPHA}, %, by examples",
+            f"Answers that seldom change: intervals that hold the truth / p < {ALPHA}, %, 3 seeds",
             seldom_table,
         ),
         (f"A/A: p < {ALPHA}, %, by seeds, {MIDDLE} examples", false_alarm_table),

@@ -548,8 +548,8 @@ def reopen_run(
     """The config of the finished run in ``folder``, with overrides in ``sections`` alone.
 
     sources: what to take in place of the run's own data; the run's primary metric then becomes null
-    where it is that of an own source that is not among them. ValueError in one line for another section, or when
-    ``folder`` is no run or its record is not as it was written.
+    where it is that of an own source that is not among them. ValueError in one line for another
+    section, or when ``folder`` is no run or its record is not as it was written.
     """
     saved = config.read(_config_file(folder))
     record.check(folder)

@@ -264,7 +264,7 @@ class StudyCallback(Callback):
         SESSION.start(plan, folder)
 
 
-def _composed_already(_sweeper: Sweeper, _batch: object) -> None:
+def _composed_already(self: Sweeper, batch: Sequence[Sequence[str]]) -> None:
     """What takes the place of ``Sweeper.validate_batch_is_legal``."""
 
 

@@ -490,8 +490,8 @@ def detectable(
     """The smallest true effect that is found with probability ``power``, p below ``alpha``.
 
     From the variances of ``effect``, at its own number of seeds or another, on the same examples;
-    of Student's noncentral t. None where there are no variances or fewer than MIN_SEEDS. Give ``alpha`` divided by the number of
-    comparisons to plan for Holm.
+    of Student's noncentral t. None where there are no variances or fewer than MIN_SEEDS. Give
+    ``alpha`` divided by the number of comparisons to plan for Holm.
     """
     seeds = effect.seeds if seeds is None else seeds
     if effect.between_seeds is None or seeds < MIN_SEEDS:
@@ -577,7 +577,7 @@ def with_two_more(differences: Array, weights: Array, furthest: float = 1.0) -> 
 
 
 def _extended(values: Array, weights: Array, further: Array) -> tuple[Array, Array]:
-    """values_…SE, weights_…E with further examples of average weight: further_…F, all seeds alike."""
+    """values_…SE, weights_…E with examples of average weight added: further_…F, in every seed."""
     count = further.shape[-1]
     alike = np.broadcast_to(further[..., None, :], (*values.shape[:-1], count))
     average = np.broadcast_to(weights.mean(-1, keepdims=True), (*weights.shape[:-1], count))
