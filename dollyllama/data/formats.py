@@ -121,7 +121,12 @@ def read_sql_create_context(row: Row) -> Fields:
     return Fields(instruction, row["answer"], context=row["context"].strip())
 
 
-_ROLES = {"user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
+#: What data sets call speakers, in lower case.
+_ROLES = {
+    **dict.fromkeys(("user", "human", "prompter"), "user"),
+    **dict.fromkeys(("assistant", "gpt", "chatgpt", "bot", "model"), "assistant"),
+    **dict.fromkeys(("system", "developer"), "system"),
+}
 
 
 def read_messages(row: Row) -> Fields:
@@ -141,14 +146,19 @@ def read_messages(row: Row) -> Fields:
         content = _in_one(message.get("content", message.get("value")))
         if not isinstance(role, str) or not isinstance(content, str):
             raise ValueError("a message needs role and content (or from and value), both text")
-        turns.append((_ROLES.get(role, role), content))
+        turns.append((_ROLES.get(role.lower(), role), content))
     words = "\n".join(content for role, content in turns if role == "system")
     system = [("system", words)] if words.strip() else []
     spoken = [turn for turn in turns if turn[0] != "system"]
     in_turn = [role == speaker for (role, _), speaker in zip(spoken, cycle(["user", "assistant"]))]
     kept = (in_turn.index(False) if False in in_turn else len(spoken)) // 2 * 2
     if kept == 0:
-        raise ValueError("the conversation does not begin with a user turn and an answer")
+        roles = ", ".join(role for role, _ in spoken[:3])
+        raise ValueError(
+            f"the conversation does not begin with a user turn and an answer, but with {roles}"
+            if roles
+            else "the conversation has no turn of a user"
+        )
     *before, (_, instruction), (_, response) = spoken[:kept]
     repairs = ("shortened_conversation",) if len(spoken) > kept else ()
     return Fields(instruction, response, history=(*system, *before), repairs=repairs)

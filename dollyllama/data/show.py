@@ -75,6 +75,12 @@ def count_table(manifest: dict[str, Any]) -> str:
         if found := source["gives_away"]:
             tests = ", ".join(f"{count:,} {test}" for test, count in found.items())
             table += f"\n{name} rows that would give away a test: {tests}"
+    for name, source in sources.items():
+        if not source["rows"]["train"] + source["rows"]["evaluated"]:
+            lost = ", ".join(f"{count:,} {reason}" for reason, count in source["rejected"].items())
+            table += (
+                f"\nwarning: no row of {name} is left ({lost}): rejected.jsonl says why of each"
+            )
     if compare and "mosaicml/dolly_hhrlhf" in ids:
         table += (
             "\nThe recipe trained on 72,763 rows; 39,420 of dolly_hhrlhf is that less the other "

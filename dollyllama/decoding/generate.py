@@ -85,7 +85,8 @@ def generate(
     positions, PromptTooLargeError for one that memory does not suffice for.
     """
     prompt_ids = _encode(model, tokenizer, prompts)
-    stop = _stop(tokenizer)
+    ends = _ends(model, tokenizer)
+    stop = _stop(tokenizer, ends)
 
     def attempt(rows: list[int]) -> list[list[int]] | None:
         """What each row wrote; None when memory ran out. What the attempt held is free then."""
@@ -120,7 +121,7 @@ def generate(
                 batch_size = len(rows) // 2
                 continue
             for row, ids in zip(rows, written, strict=True):
-                completions[row] = _completion(ids, tokenizer)
+                completions[row] = _completion(ids, tokenizer, ends)
             waiting = waiting[len(rows) :]
             if progress is not None:
                 progress(len(completions))
@@ -148,7 +149,8 @@ def stream(
         decoding,
         seeds=[f"{seed}/{row}" for row in range(len(prompts))],
     )
-    finished = _stop(tokenizer)
+    ends = _ends(model, tokenizer)
+    finished = _stop(tokenizer, ends)
     running = list(range(len(prompts)))
 
     def stop(written: list[list[int]]) -> list[bool]:
@@ -164,7 +166,7 @@ def stream(
         for step in follow(tokens, limits=limits, stop=stop, written=written):
             running = [row for row, last in step if not last]
             for row, last in step:
-                completion = _completion(written[row], tokenizer) if last else None
+                completion = _completion(written[row], tokenizer, ends) if last else None
                 text = completion.text if completion else _showable(written[row], tokenizer)
                 # A tokenizer may take back a character once it knows the next; so wait for it.
                 if (len(text) > len(shown[row]) and text.startswith(shown[row])) or completion:
@@ -318,7 +320,13 @@ def penalised(choose: Choose, penalty: float, ids_BT: Tensor, mask_BT: Tensor) -
 _TAIL = len(END_MARKER) + 4
 
 
-def _stop(tokenizer: Any) -> Stop:
+def _ends(model: Any, tokenizer: Any) -> frozenset[int]:
+    """The tokens that end a sequence: the tokenizer's, and those in the model's own config."""
+    own = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    return frozenset({tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None})
+
+
+def _stop(tokenizer: Any, ends: frozenset[int]) -> Stop:
     """Finished: end-of-sequence, or the end marker and what shows that it is no longer word.
 
     The marker is looked for in text, since it may be cut into tokens in several ways. At its last
@@ -329,7 +337,7 @@ def _stop(tokenizer: Any) -> Stop:
     def stop(written: list[list[int]]) -> list[bool]:
         tails = _decode([ids[-_TAIL:] for ids in written], tokenizer)
         return [
-            ids[-1] == tokenizer.eos_token_id
+            ids[-1] in ends
             # U+FFFD: the first bytes of a character that is not complete yet.
             or (not tail.endswith((END_MARKER, "\ufffd")) and strip_end_marker(tail)[1])
             for ids, tail in zip(written, tails, strict=True)
@@ -338,12 +346,12 @@ def _stop(tokenizer: Any) -> Stop:
     return stop
 
 
-def _completion(ids: list[int], tokenizer: Any) -> Completion:
+def _completion(ids: list[int], tokenizer: Any, ends: frozenset[int]) -> Completion:
     (decoded,) = _decode([ids], tokenizer)
     text, marked = strip_end_marker(decoded)
     if marked:
         return Completion(text, len(ids), StoppedBy.end_marker)
-    ended = ids[-1] == tokenizer.eos_token_id
+    ended = ids[-1] in ends
     return Completion(text, len(ids), StoppedBy.eos if ended else StoppedBy.length)
 
 

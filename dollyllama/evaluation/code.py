@@ -100,8 +100,9 @@ def run_tests(completion: str, problem: Problem, *, seconds: float = 10) -> Outc
 def program(completion: str, problem: Problem) -> tuple[str, ...] | None:
     """The program that an answer makes of a problem, in parts that follow each other, or None.
 
-    The answer is the last fenced block that holds the function, or the block that ``fences.fenced``
-    chooses, or all of the text. A whole function follows the prompt, whose imports and helpers it
+    The answer is the last fenced block that holds the function, behind those before it that define
+    what it may use, or the block that ``fences.fenced`` chooses, or all of the text, or what stands
+    behind its first words. A whole function follows the prompt, whose imports and helpers it
     may use. Anything else continues the prompt's function; its first line may have lost its
     indentation, or all lines theirs. Where it does not parse, it ends before what stands at the
     left margin and does not: words, or a further definition or call that was cut off. (Chen et al.
@@ -110,10 +111,12 @@ def program(completion: str, problem: Problem) -> tuple[str, ...] | None:
     head = f"{problem.prompt.rstrip()}\n"
     # With its docstring it is a function; a head alone needs a body to be one.
     stub = head if _parse(head) else f"{head}    pass\n"
-    texts = [block.code for block in blocks(completion)] or [completion]
-    whole = [text for text in map(_parsing, texts) if _defines(text, problem.entry_point)]
+    texts = [block.code for block in blocks(completion)]
+    texts = [_parsing(text) for text in texts] or [_behind_words(completion)]
+    whole = [n for n, text in enumerate(texts) if _defines(text, problem.entry_point)]
     if whole:
-        return stub, whole[-1]
+        helpers = [text for text in texts[: whole[-1]] if _only_defines(text)]
+        return stub, *helpers, texts[whole[-1]]
     body = fenced(completion, _LANGUAGES).strip("\n")
     forms = [head + form for form in (body, f"    {body.lstrip()}", textwrap.indent(body, "    "))]
     # Of a whole function that does not parse, no part is a body.
@@ -156,12 +159,35 @@ def _parsing(code: str, kept: int = 0) -> str:
     return code
 
 
+#: How a line begins that starts code among words.
+_BEGINS_CODE = re.compile(r"^(?:(?:async )?def |class |import |from \w+ import |@)", re.MULTILINE)
+
+
+def _behind_words(text: str) -> str:
+    """``text``, or where it does not parse, it from its first line that begins code."""
+    parsing = _parsing(text)
+    begins = None if _parse(parsing) else _BEGINS_CODE.search(text)
+    return _parsing(text[begins.start() :]) if begins else parsing
+
+
 def _defines(code: str, name: str) -> bool:
+    """Whether a statement of ``code`` is the function ``name``, or gives something that name."""
     tree = _parse(code)
     return tree is not None and any(
-        isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef) and statement.name == name
+        getattr(statement, "name", None) == name
+        or (
+            isinstance(statement, ast.Assign)
+            and any(isinstance(each, ast.Name) and each.id == name for each in statement.targets)
+        )
         for statement in tree.body
     )
+
+
+def _only_defines(code: str) -> bool:
+    """Whether ``code`` makes names and does nothing else."""
+    tree = _parse(code)
+    makes = ast.FunctionDef | ast.ClassDef | ast.Import | ast.ImportFrom | ast.Assign
+    return tree is not None and all(isinstance(statement, makes) for statement in tree.body)
 
 
 def _escaped(completed: str, stub: str) -> int | None:

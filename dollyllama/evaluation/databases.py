@@ -42,7 +42,8 @@ class Plan:
     stands beside a literal instead. values: how many others a column draws from, few for duplicates
     and ties. nulls: the chance of NULL. entities: whether what is joined is a key where it looks
     like one. dependent: whether rows of one group agree in all other texts. matched: the chance
-    that a joined value has a partner.
+    that a joined value has a partner. side: whether numbers that a query compares lie on one side
+    of all its literals, -1 below and 1 above them.
     """
 
     rows: int
@@ -53,6 +54,7 @@ class Plan:
     entities: bool = True
     dependent: bool = False
     matched: float = 0.85
+    side: int = 0
 
 
 #: The first ones are for all queries, the cheapest first; see ``execution``.
@@ -74,6 +76,8 @@ PLANS = (
     Plan(24, hit=0.7, near=0.5, values=50),
     Plan(12, hit=0.6, near=0.6, values=3, dependent=True, matched=0.95),
 )
+#: A largest or first value meets a condition that some rows meet, unless none or all do.
+ONE_SIDED = tuple(Plan(10, hit=0.9, near=0.5, values=40, side=side) for side in (-1, 1))
 
 
 def read_schema(context: str) -> Schema:
@@ -200,6 +204,20 @@ class Synthesiser:
                 dependent=plan.dependent,
                 matched=1,
             )
+        return self.rows_of(plan, random)
+
+    def one_sided(self) -> Iterator[Rows]:
+        """The rows of ``ONE_SIDED``; none where no number is compared."""
+        if any(self.literals(root) for root in self.numeric):
+            for plan in ONE_SIDED:
+                yield self.rows_of(plan, Random(f"{plan.side} {self.ddl}"))
+
+    def literals(self, root: Place) -> list[int | float]:
+        """The numbers that queries hold against a numeric column, and those beside them."""
+        given = [*self.hits[root], *self.near[root]] if root in self.hits else []
+        return [v for v in given if isinstance(v, int | float)]
+
+    def rows_of(self, plan: Plan, random: Random) -> Rows:
         pools = {root: self.pool(root, plan, random) for root in sorted(set(self.root.values()))}
         many = self.many_side(random)
         return {
@@ -218,6 +236,9 @@ class Synthesiser:
 
     def pool(self, root: Place, plan: Plan, random: Random) -> list[Value]:
         """What a column (or those joined with it) holds where no condition is on it."""
+        if plan.side and root in self.numeric and (given := self.literals(root)):
+            end = int(max(given) if plan.side > 0 else min(given))
+            return [end + plan.side * (2 + 3 * step) for step in range(plan.values)]
         if root in self.numeric:
             given = [v for v in self.near[root] if isinstance(v, int | float)]
             low = int(min(given, default=1)) - (3 if given else 0)
@@ -328,6 +349,8 @@ class Synthesiser:
     ) -> Value:
         root = self.root[place]
         hits, near = self.hits[root], self.near[root]
+        if plan.side and root in self.numeric and self.literals(root):
+            return random.choice(pools[root])
         if hits and random.random() < plan.hit:
             return random.choice(hits)
         if near and random.random() < plan.near:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import sqlite3
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum, auto
 from random import Random
@@ -75,13 +75,14 @@ def execution_match(context: str, gold: str, predicted: str) -> SqlScore:
     columns = {name: table.columns for name, table in schema.items()}
     hints = read_hints((gold, predicted) if valid else (gold,), columns)
     needed = min(_INFORMATIVE + _INFORMATIVE_A_PART * hints.parts, _MOST // 2)
-    if predicted.strip() == gold.strip():
+    same = predicted.strip() == gold.strip()
+    if same:
         needed = 1  # only whether there is anything to match is to be found out
     synthesiser = Synthesiser(schema, hints)
     wanted = _Wanted.read(gold)
     informative, most, verdict = 0, 0, None
-    for number in range(_MOST):
-        rows = synthesiser.rows(number)
+    databases = _Databases(synthesiser, further=not same)
+    for rows in databases:
         stored = [rows, {name: lines[::-1] for name, lines in rows.items()}]
         seen, differs = [], None
         for order in stored:
@@ -104,13 +105,29 @@ def execution_match(context: str, gold: str, predicted: str) -> SqlScore:
             verdict = differs
         most = max(most, seen[0].count)
         informative += seen[0].says_something
+        databases.enough = informative >= needed
         if verdict is not None and informative:
             return SqlScore(False, valid, most, verdict)
-        if informative >= needed:
-            break
     if not informative:
         return SqlScore(None, valid, most, Reason.gold_empty)
     return SqlScore(True, valid, most, Reason.equal)
+
+
+@dataclass(slots=True)
+class _Databases:
+    """The rows of one database after the other until there are ``enough``; then one-sided ones."""
+
+    synthesiser: Synthesiser
+    further: bool
+    enough: bool = False
+
+    def __iter__(self) -> Iterator[Rows]:
+        for number in range(_MOST):
+            if self.enough:
+                break
+            yield self.synthesiser.rows(number)
+        if self.further:
+            yield from self.synthesiser.one_sided()
 
 
 def _is_settled(synthesiser: Synthesiser, wanted: _Wanted, rows: Rows, first: _Result) -> bool:

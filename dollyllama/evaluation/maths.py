@@ -21,10 +21,13 @@ _NUMBER = re.compile(
     """,
     re.VERBOSE,
 )
-_LATEX_FRACTION = re.compile(r"\\[dt]?frac\{\s*([0-9]+)\s*\}\{\s*([0-9]+)\s*\}")
+_LATEX_FRACTION = re.compile(
+    rf"\\[dt]?frac\s*(?:\{{\s*({_DECIMAL})\s*\}}\s*\{{\s*({_DECIMAL})\s*\}}|([0-9])\s*([0-9]))"
+)
 _MARKER = re.compile(
     r"[#]{4}(?=\s*[-−$€£]*[0-9.]) | \\boxed\{ | \banswer\s*(?:is\b|:|=)", re.IGNORECASE | re.VERBOSE
 )
+_AT_ONCE = re.compile(r"(?:(?!\.\s)\W)*(?:[0-9]|not\b)")
 # "not 5 but 7": what is denied is no answer.
 _DENIED = re.compile(r"\W*not\b[^\n]{1,60}?\bbut\b", re.IGNORECASE)
 # Thousands parted by spaces, which are told from two numbers only where one is stated.
@@ -66,22 +69,30 @@ def final_number(text: str) -> Fraction | None:
 def stated_number(text: str) -> Fraction | None:
     """The number that an answer says is the answer; None when it says none.
 
-    Behind the last "####", "\\boxed{" or "answer is" it is the first number, or what a sum that
-    begins there comes to ("the answer is 3 + 4 = 7"). There 1 000 000 is one number, and of "not 5
-    but 7" the second counts.
+    Behind the first "####" (as GSM8K's own grader has it: what follows may be the next question),
+    else the last "\\boxed{", else the last "answer is" that a number follows at once, else the last
+    one, it is the first number, or what a sum that begins there comes to ("the answer is 3 + 4 =
+    7"). There 1 000 000 is one number, and of "not 5 but 7" the second counts.
     """
     text = _plain(text)
     markers = list(_MARKER.finditer(text))
     if not markers:
         return None
-    rest = text[markers[-1].end() :]
+    hashes = [each for each in markers if each.group() == "####"]
+    boxes = [each for each in markers if each.group().startswith("\\")]
+    at_once = [each for each in markers if _AT_ONCE.match(text, each.end())]
+    chosen = [*hashes[:1], *boxes[-1:], *at_once[-1:], markers[-1]][0]
+    rest = text[chosen.end() :]
     if denied := _DENIED.match(rest):
         rest = rest[denied.end() :]
     rest = _SPACED.sub(lambda spaced: re.sub(r"\s", "", spaced.group()), rest)
     begins = _SUM.match(rest)
     assert begins is not None
-    if "=" in begins.group() and (numbers := _numbers(begins.group())):
-        return _value(numbers[-1])
+    # Of "3 + 4 = 7" the 7, of "42 = 6 x 7" the 42.
+    sides = begins.group().split("=")
+    found = [numbers for side in sides if (numbers := _numbers(side))]
+    if len(found) > 1:
+        return _value((found[0] if len(found[0]) == 1 else found[-1])[0])
     numbers = _numbers(rest)
     return _value(numbers[0]) if numbers else None
 
@@ -103,7 +114,15 @@ def grade(completion: str, reference: str) -> dict[str, float]:
 
 def _plain(text: str) -> str:
     """The text without LaTeX's way of writing fractions and thousands."""
-    return _LATEX_FRACTION.sub(r"\1/\2", text.replace("{,}", ","))
+    plain = re.sub(r"(?<=[0-9])(?:\{,\}|\\[,!])\s?(?=[0-9]{3}(?![0-9]))", ",", text)
+    return _LATEX_FRACTION.sub(
+        # A mixed number's whole part stands right before.
+        lambda found: (
+            f"{' ' if plain[: found.start()][-1:].isdigit() else ''}"
+            f"{found[1] or found[3]}/{found[2] or found[4]}"
+        ),
+        plain,
+    )
 
 
 def _numbers(text: str) -> list[re.Match[str]]:

@@ -48,6 +48,29 @@ def normalise(query: str) -> list[str]:
     return tokens
 
 
+_IN_LINE = re.compile(r"(?P<ticks>`{1,3})(?:sql\s)?(?P<query>[^`]+)(?P=ticks)", re.IGNORECASE)
+_LABEL = re.compile(r"\s*(?:sql|query|sql query|answer)\s*:\s+", re.IGNORECASE)
+# The words behind a query that has ended; a line that begins like a statement is none.
+_WORDS = re.compile(
+    r";[ \t]*\n\s*(?!(?:SELECT|WITH|INSERT|UPDATE|DELETE|REPLACE|CREATE|DROP|ALTER|ATTACH|PRAGMA|"
+    r"BEGIN|EXPLAIN|VALUES|VACUUM)\b)[A-Za-z]",
+    re.IGNORECASE,
+)
+
+
+def find_query(answer: str) -> str:
+    """The query of an answer: what stands in a Markdown fence or in backticks, or all of it.
+
+    Without a label before it ("SQL:") and without a paragraph of words behind its semicolon.
+    """
+    query = fenced(answer, _LANGUAGES)
+    if in_line := _IN_LINE.fullmatch(query.strip()):
+        query = in_line["query"]
+    query = query[label.end() :] if (label := _LABEL.match(query)) else query
+    words = _WORDS.search(query)
+    return query[: words.start()] if words and query[: words.start()].count("'") % 2 == 0 else query
+
+
 def grade(completion: str, reference: str, context: str) -> dict[str, float]:
     """Score a query: ``exact``, and ``executes`` and ``execution`` where they can be given.
 
@@ -55,10 +78,10 @@ def grade(completion: str, reference: str, context: str) -> dict[str, float]:
     runs it on empty tables made from ``context`` (CREATE TABLE statements), so names and syntax are
     right; it says nothing about the result. execution: it returns what the reference returns, see
     ``execution_match``. Some upstream schemas and references do not run, and there an answer is
-    held to neither; nor to the latter where the reference always returns nothing. A query in a
-    Markdown fence is what stands in it.
+    held to neither; nor to the latter where the reference always returns nothing. The query is what
+    ``find_query`` finds.
     """
-    completion, reference = fenced(completion, _LANGUAGES), fenced(reference, _LANGUAGES)
+    completion, reference = find_query(completion), find_query(reference)
     wanted = normalise(reference)
     scores = {"exact": float(bool(wanted) and normalise(completion) == wanted)}
     if context:

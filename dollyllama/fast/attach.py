@@ -182,7 +182,7 @@ def _is_frozen_linear(module: Any) -> TypeGuard[nn.Linear]:
             known = trains_by_dense(module.weight.device)
         case _:
             known = type(module) is nn.Linear and quantised_as(module.weight) is None
-    return known and not module.weight.requires_grad
+    return known and not any(each.requires_grad for each in module.parameters(recurse=False))
 
 
 def trains_by_dense(device: torch.device) -> bool:

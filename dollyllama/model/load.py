@@ -106,13 +106,29 @@ def load_base(
     _keep_unpacked(model)
     model.requires_grad_(False)
     _resize_embeddings(model, len(tokenizer))
+    ends = end_tokens(tokenizer, model.generation_config)
     for settings in (model.config, model.generation_config):
         settings.bos_token_id = tokenizer.bos_token_id
         settings.eos_token_id = tokenizer.eos_token_id
         settings.pad_token_id = tokenizer.pad_token_id
+    model.generation_config.eos_token_id = ends
     model.config.use_cache = False
     model.generation_config.use_cache = True
     return model
+
+
+def end_tokens(tokenizer: Any, generation_config: Any) -> int | list[int]:
+    """The tokens behind which an answer ends: the tokenizer's, and those that the base has too.
+
+    Chat models often end a turn with another token than a text (Llama 3's ``<|eot_id|>``). What a
+    base says only in its model's config may be no more than that config's default.
+    """
+    own, others = tokenizer.eos_token_id, generation_config.eos_token_id
+    if getattr(generation_config, "_from_model_config", False):
+        return own
+    others = others if isinstance(others, list) else [others]
+    ends = [own, *(each for each in others if each not in (None, own))]
+    return own if len(ends) == 1 else ends
 
 
 def find_kept_base(folder: Path, dtype: Dtype, quantization: Quantization) -> Path | None:

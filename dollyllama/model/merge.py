@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dollyllama.config import Dtype, Quantization, QuantizationMethod
-from dollyllama.model.load import find_kept_base, read_model_config
+from dollyllama.model.load import end_tokens, find_kept_base, read_model_config
 from dollyllama.model.requantise import BLOCK, Packed, dequantise, list_packed, requantise
 from dollyllama.model.shards import Stored, list_tensors, read_parts, read_tensor, write_shards
 from dollyllama.model.updates import Update, read_updates
@@ -219,7 +219,12 @@ def write_merged(
     write_weights(base_folder, output, recipe, max_shard_bytes=max_shard_bytes)
     tokenizer.save_pretrained(output)
     special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in _SPECIAL}
-    GenerationConfig(**special).save_pretrained(output)
+    try:
+        own = GenerationConfig.from_pretrained(base_folder)
+    except OSError:  # it has none
+        own = GenerationConfig.from_model_config(config)
+    ends = end_tokens(tokenizer, own)
+    GenerationConfig(**special | {"eos_token_id": ends}).save_pretrained(output)
     config.update({"vocab_size": rows, "architectures": [type(model).__name__], **special})
     config.dtype = target
     config.save_pretrained(output)

@@ -196,6 +196,19 @@ def test_sharegpt_names_of_roles_read_too() -> None:
     assert read(row, RowFormat.messages)[0].response == "Ho"
 
 
+def test_roles_are_read_as_data_sets_call_them() -> None:
+    said = [("developer", "Be brief."), ("Human", "Hi"), ("chatgpt", "Ho")]
+    example, repairs = read(as_messages(*said), RowFormat.messages)
+    assert (example.history, example.instruction, example.response, repairs) == (
+        (("system", "Be brief."),),
+        "Hi",
+        "Ho",
+        (),
+    )
+    rejected = refuse(as_messages(("alice", "Hi"), ("bob", "Ho")), RowFormat.messages)
+    assert rejected.detail.endswith("but with alice, bob")
+
+
 def test_content_in_parts_is_its_texts() -> None:
     row = as_messages(*EXCHANGE)
     alone, _ = read(row, RowFormat.messages)

@@ -727,6 +727,16 @@ def test_the_table_shows_each_rejection(mix: Data, run: Prepare) -> None:
     assert "recipe" not in table
 
 
+def test_a_source_of_which_nothing_is_left_is_told(write_rows: WriteRows, run: Prepare) -> None:
+    fine = make_source(write_rows(numbered_rows(20)))
+    empty = make_source(
+        write_rows([{"prompt": "", "response": f"{n}"} for n in range(3)], "b.jsonl")
+    )
+    table = count_table(run(make_data({"fine": fine, "empty": empty})).manifest)
+    assert "warning: no row of empty is left (3 empty_instruction)" in table
+    assert "of fine" not in table
+
+
 def test_masked_tokens_are_marked(
     write_rows: WriteRows, run: Prepare, byte_tokenizer: PreTrainedTokenizerFast
 ) -> None:

@@ -8,7 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoTokenizer,
+    GenerationConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from dollyllama.config import Strategy
 from dollyllama.data.prompt import Stretch, format_response
@@ -89,6 +94,16 @@ def test_end_of_sequence_stops() -> None:
     assert write("no marker") == Completion("no marker", 10, StoppedBy.eos)
 
 
+def test_another_token_that_the_model_ends_with_stops() -> None:
+    """As of chat models, which end a turn with another token than a text."""
+    model, tokenizer = scripted({"p": "One. Two."})
+    model.generation_config = GenerationConfig(
+        eos_token_id=[tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(".")]
+    )
+    (completion,) = run(model, tokenizer, ["p"], max_new_tokens=20)
+    assert (completion.text, completion.stopped_by) == ("One.", StoppedBy.eos)
+
+
 def test_the_length_limit_stops() -> None:
     assert write("0123456789", 5) == Completion("01234", 5, StoppedBy.length)
 
@@ -116,7 +131,7 @@ def test_an_answer_may_be_empty() -> None:
 def test_the_marker_stops_however_it_is_cut_into_tokens(shared: Path) -> None:
     for folder in ("models/stories260K", "tokenizers/open_llama_v2"):
         tokenizer = AutoTokenizer.from_pretrained(shared / folder)
-        stop = module._stop(tokenizer)
+        stop = module._stop(tokenizer, frozenset({tokenizer.eos_token_id}))
         for text in ("SELECT 1", "It is\n\n - a list\n - of two.", "x", "日本 ### Ends?"):
             (ids,) = encode_responses([(Stretch(format_response(text)),)], tokenizer)
             ids = [*ids, tokenizer.eos_token_id]
@@ -137,7 +152,8 @@ def test_the_answer_that_training_teaches_comes_back(shared: Path) -> None:
         tokenizer = AutoTokenizer.from_pretrained(shared / folder)
         for text in ("SELECT a FROM b", "Two\nlines: 1, 2.", "naïve — ≥ 3"):
             (ids,) = encode_responses([(Stretch(format_response(text)),)], tokenizer)
-            completion = module._completion([*ids, tokenizer.eos_token_id], tokenizer)
+            end = tokenizer.eos_token_id
+            completion = module._completion([*ids, end], tokenizer, frozenset({end}))
             assert completion == Completion(text, len(ids) + 1, StoppedBy.end_marker)
 
 

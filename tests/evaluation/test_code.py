@@ -141,6 +141,13 @@ RIGHT = {
     "fenced": f"Here it is:\n```python\n{WHOLE}```\nIt halves.",
     "fenced body": f"```\n{BODY}```",
     "fence not closed": f"```python\n{WHOLE}",
+    "words before it": f"Here is the function:\n\n{WHOLE}",
+    "words around it": f"Here is the function:\n\n{WHOLE}\n\nThis function halves.",
+    "a helper in a block of its own": (
+        f"```python\ndef part(x):\n    return half(x)\n```\nand\n```python\n"
+        f"{WHOLE.replace('half(x)', 'part(x)')}```"
+    ),
+    "a name for a function": "halves = lambda xs: [half(x) for x in xs]",
     "a fence that closes alone": f"{BODY}```",
     "the block with the function": f"```\npip install it\n```\nthen\n```python\n{WHOLE}```",
     "the last of two": f"```python\n{WHOLE.replace('half(x)', 'x')}```\nBetter:\n```\n{WHOLE}```",
@@ -169,7 +176,6 @@ WRONG = {
     "another name": WHOLE.replace("halves", "halve"),
     "wrong": WHOLE.replace("half(x)", "x"),
     "not Python": "def halves(xs)\n    return xs",
-    "words around it": f"Here it is:\n{WHOLE}\nIt halves.",
     "a check of its own": "    return None\n\ndef check(candidate):\n    pass\n",
     "tests swallowed": "    return None\n\ntests = '''",
     "exit": "    import sys\n    sys.exit(0)",

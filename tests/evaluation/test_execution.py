@@ -109,6 +109,12 @@ DIFFERENT = [
     ("SELECT name FROM head", "SELECT name FROM head WHERE NOT age IS NULL"),
     ("SELECT name FROM head WHERE age > 56", "SELECT name FROM head WHERE age >= 56"),
     ("SELECT name FROM head WHERE age > 56", "SELECT name FROM head WHERE age > 57"),
+    # Where some meet it, the largest does.
+    ("SELECT MAX(age) FROM head", "SELECT MAX(age) FROM head WHERE age > 5"),
+    (
+        "SELECT name FROM head ORDER BY age LIMIT 3",
+        "SELECT name FROM head WHERE age < 100 ORDER BY age LIMIT 3",
+    ),
     ("SELECT name FROM head WHERE born = 'Ohio'", "SELECT name FROM head WHERE born = 'ohio'"),
     (
         "SELECT name FROM head WHERE born = 'Ohio'",

@@ -32,6 +32,10 @@ SAME = [
     f"```\n$ sqlite3 a.db\n```\n```sql\n{REFERENCE}\n```",
     f"{REFERENCE}\n```",  # the prompt opened it
     f"{REFERENCE};\n```\n",
+    f"`{REFERENCE}`",
+    f"```sql {REFERENCE}```",
+    f"SQL: {REFERENCE}",
+    f"{REFERENCE};\n\nThis counts the heads.",
 ]
 DIFFERENT = [
     "",
@@ -48,6 +52,7 @@ DIFFERENT = [
     'SELECT COUNT(*) FROM head WHERE name = "De Wit" AND age > 56',
     'SELECT COUNT(age) FROM head WHERE age > 56 AND name = "De Wit"',
     'SELECT COUNT(*) FROM head WHERE age > 56 AND name = "De Wit"; DROP TABLE head',
+    'SELECT COUNT(*) FROM head WHERE age > 56 AND name = "De Wit";\n\nDROP TABLE head',
     'SELECT COUNT(*) FROM head WHERE age > 56 AND name = "De Wit" LIMIT 1',
     'SELECT COUNT(*) FROM head WHERE age > 56 OR name = "De Wit"',
     'SELECT COUNT(*) FROM `head` WHERE age > 56 AND name = "De Wit"',

@@ -277,6 +277,16 @@ def test_dropout_is_pefts_with_one_mask_for_layers_that_read_the_same(
         torch.testing.assert_close(fast[name], gradient, rtol=1e-3, atol=1e-5)
 
 
+def test_biases_of_the_base_that_are_trained_are_left_to_peft() -> None:
+    model = make(Qwen2ForCausalLM, bias="all")
+    _, fast = step(model, fast=True)
+    _, slow = step(model, fast=False)
+    trained = [name for name in slow if name.endswith(".bias")]
+    assert trained
+    for name in trained:
+        torch.testing.assert_close(fast[name], slow[name], rtol=1e-4, atol=1e-6)
+
+
 def test_activation_checkpointing_meets_the_same_dropout() -> None:
     model = make(lora_dropout=0.3)
     loss, plain = step(model, fast=True)

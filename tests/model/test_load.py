@@ -12,6 +12,7 @@ from typing import Any
 import bitsandbytes
 import pytest
 import torch
+from transformers import GenerationConfig
 
 from dollyllama import embedded
 from dollyllama.model.load import load_tokenizer
@@ -129,6 +130,18 @@ def test_the_model_knows_the_tokenizer_s_special_tokens(untied: Path, tokenizer:
     for settings in (model.config, model.generation_config):
         special = (settings.bos_token_id, settings.eos_token_id, settings.pad_token_id)
         assert special == (0, 1, VOCABULARY)
+
+
+def test_the_tokens_that_the_base_ends_with_stay(
+    untied: Path, tokenizer: Any, tmp_path: Path
+) -> None:
+    folder = tmp_path / "chat"
+    shutil.copytree(untied, folder)
+    GenerationConfig(eos_token_id=[7, 1]).save_pretrained(folder)
+    for _ in range(2):  # quantised, and as it was kept
+        model = load(folder, tokenizer)
+        assert model.generation_config.eos_token_id == [1, 7]
+        assert model.config.eos_token_id == 1
 
 
 def test_calls_keep_no_cache_and_generation_does(untied: Path, tokenizer: Any) -> None:

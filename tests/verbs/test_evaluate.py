@@ -256,7 +256,7 @@ def test_a_file_may_be_called_as_no_source_may(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--file", "rows.jsonl"], "go together"),
+        (["--file", "rows.jsonl"], "--file goes with"),
         (["--grader", "sql"], "--grader is for --file"),
         (["--file", "absent.jsonl", "--format", "gsm8k"], "absent.jsonl is not there"),
         (["evaluation=quick", "--file", "rows.jsonl", "--format", "alpaca"], "--format gsm8k"),
@@ -265,7 +265,7 @@ def test_a_file_may_be_called_as_no_source_may(
         (["--output", "."], "exists already"),
         (["--format", "dolly"], "dolly is none of sql_create_context, "),
         (["--format", "columns"], "jq -c '{instruction: .q, output: .a}' FILE > NEW.jsonl"),
-        (["--format", "turns"], "write rows with other columns as one of these"),
+        (["--format", "turns"], "others are written as one of these first"),
         (["--file", ".", "--format", "gsm8k"], "is a folder"),
         (["evaluation=quick", "evaluation.primary=exact/prose"], "is not measured"),
         (["evaluation=quick", "evaluation.answers=3"], "decoding=nucleus"),
