@@ -188,6 +188,7 @@ def changes(tree: exp.Expr, row: Row, random: Random) -> Iterator[Variant]:
         ("order dropped", drop_order),
         ("and/or", change_connective),
         ("condition dropped", drop_condition),
+        ("condition added", add_condition),
         ("not", change_not),
         ("set operation", change_set),
         ("group by", change_group),
@@ -380,6 +381,21 @@ def drop_condition(tree: exp.Expr, random: Random, row: Row) -> list[exp.Expr]:
         list(copy.find_all(exp.Where))[place].pop()
         made.append(copy)
     return made
+
+
+def add_condition(tree: exp.Expr, random: Random, row: Row) -> list[exp.Expr]:
+    """A number that one of the query's columns must be above or below, beside what it asks for."""
+    found = []
+    for column in tree.find_all(exp.Column):
+        if re.search(rf"\b{re.escape(column.name)}\s+(?:INT|REAL|NUM)", row.context, re.IGNORECASE):
+            compare = random.choice((exp.GT, exp.LT))
+            number = exp.Literal.number(random.choice((0, 5, 100)))
+            copy = tree.copy()
+            select = copy.find(exp.Select)
+            if select is not None and column.find_ancestor(exp.Select) is tree.find(exp.Select):
+                select.where(compare(this=column.copy(), expression=number), copy=False)
+                found.append(copy)
+    return found
 
 
 def change_not(tree: exp.Expr, random: Random, row: Row) -> list[exp.Expr]:
