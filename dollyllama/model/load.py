@@ -123,9 +123,10 @@ def end_tokens(tokenizer: Any, generation_config: Any) -> int | list[int]:
     Chat models often end a turn with another token than a text (Llama 3's ``<|eot_id|>``). What a
     base says only in its model's config may be no more than that config's default.
     """
-    own, others = tokenizer.eos_token_id, generation_config.eos_token_id
+    own: int = tokenizer.eos_token_id
     if getattr(generation_config, "_from_model_config", False):
         return own
+    others = generation_config.eos_token_id
     others = others if isinstance(others, list) else [others]
     ends = [own, *(each for each in others if each not in (None, own))]
     return own if len(ends) == 1 else ends
