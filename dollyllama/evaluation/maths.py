@@ -89,7 +89,7 @@ def stated_number(text: str) -> Fraction | None:
     begins = _SUM.match(rest)
     assert begins is not None
     # Of "3 + 4 = 7" the 7, of "42 = 6 x 7" the 42.
-    sides = begins.group().split("=")
+    sides = re.split(r"\.\s", begins.group())[0].split("=")
     found = [numbers for side in sides if (numbers := _numbers(side))]
     if len(found) > 1:
         return _value((found[0] if len(found[0]) == 1 else found[-1])[0])

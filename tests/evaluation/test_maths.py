@@ -66,6 +66,8 @@ from dollyllama.evaluation.maths import final_number, grade
         (r"\boxed{5\,000}", "5000"),
         (r"The answer is $-\frac{1}{2}$", "-1/2"),
         ("The answer is 42 = 6 x 7", "42"),
+        ("The answer is 20 - 5 = 15. 15 = 3 x 5", "15"),
+        ("The answer is 3 x 2 + 1 = 6 + 1 = 7", "7"),
         ("#### 72\nQuestion: and the next 5?\n#### 9", "72"),
         ("The answer is 18. I checked that this answer is the only one of 3.", "18"),
         ("The answer is 5. No, the answer is 7.", "7"),
