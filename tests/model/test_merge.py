@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GenerationConfig
 
 from dollyllama.config import Dtype, LoraVariant
 from dollyllama.model import merge, quantised
@@ -100,6 +101,17 @@ def test_the_merged_model_gives_the_logits_of_the_adapter(
     assert len(list((tmp_path / "merged").glob("model-*.safetensors"))) > 1
     names = {each.name for each in list_tensors(tmp_path / "merged")}
     assert ("lm_head.weight" in names) is (base == "untied")
+
+
+def test_the_merged_model_ends_with_the_tokens_of_its_base(
+    untied: Path, tmp_path: Path, tokenizer: Any
+) -> None:
+    base = tmp_path / "chat"
+    shutil.copytree(untied, base)
+    GenerationConfig(eos_token_id=[7, 1]).save_pretrained(base)
+    train(base, tmp_path / "adapter", tokenizer, "none", "lora", "q_proj")
+    write(base, tmp_path / "adapter", tmp_path / "merged", tokenizer, "none")
+    assert GenerationConfig.from_pretrained(tmp_path / "merged").eos_token_id == [1, 7]
 
 
 def test_a_kept_base_is_merged_into_without_being_quantised_again(
