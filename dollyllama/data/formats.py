@@ -67,11 +67,21 @@ def read_alpaca(row: Row) -> Fields:
 
 
 def read_prompt_response(row: Row) -> Fields:
-    """prompt, response; a prompt that already carries the Alpaca template loses it."""
-    prompt = row["prompt"]
+    """prompt, response; a prompt that already carries the Alpaca template loses it.
+
+    Either may be a list of messages instead, as TRL's conversational data have them; together they
+    are read as ``read_messages`` does.
+    """
+    prompt, response = row["prompt"], _one_of(row, "response", "completion", "output")
+    if isinstance(prompt, list) or isinstance(response, list):
+        return read_messages({"messages": _turns(prompt, "user") + _turns(response, "assistant")})
     instruction = extract_instruction(prompt)
     repairs = () if instruction == prompt else ("template_removed",)
-    return Fields(instruction, _one_of(row, "response", "completion", "output"), repairs=repairs)
+    return Fields(instruction, response, repairs=repairs)
+
+
+def _turns(said: str | list[Any], role: str) -> list[Any]:
+    return said if isinstance(said, list) else [{"role": role, "content": said}]
 
 
 def read_grade_school_math(row: Row) -> Fields:
@@ -128,15 +138,18 @@ _ROLES = {
     **dict.fromkeys(("system", "developer"), "system"),
 }
 
+#: Where a turn of the assistant says which tool it calls (OpenAI's interface, now and before).
+_CALLS = ("tool_calls", "function_call")
+
 
 def read_messages(row: Row) -> Fields:
     """messages or conversations: system words, and the user and the assistant in turn.
 
     System words go first, wherever they stand. The last answer is the response, the user's turn
     before it the instruction. Content in parts, as OpenAI's interface has it, is its texts, line by
-    line. What follows the last answer, or the first turn that is not its
-    speaker's, is left out (repair ``shortened_conversation``). ValueError without a first turn of
-    each kind, in that order.
+    line. What follows the last answer, or the first turn that is not its speaker's or calls a tool
+    without a word, is left out (repair ``shortened_conversation``). ValueError without a first turn
+    of each kind, in that order.
     """
     turns: list[tuple[str, str]] = []
     for message in _one_of(row, "messages", "conversations"):
@@ -144,6 +157,8 @@ def read_messages(row: Row) -> Fields:
             raise ValueError(f"a message must be an object, not {type(message).__name__}")
         role = message.get("role", message.get("from"))
         content = _in_one(message.get("content", message.get("value")))
+        if content is None and any(message.get(name) for name in _CALLS):
+            role, content = "a call of a tool", ""
         if not isinstance(role, str) or not isinstance(content, str):
             raise ValueError("a message needs role and content (or from and value), both text")
         turns.append((_ROLES.get(role.lower(), role), content))
@@ -237,7 +252,7 @@ class Format:
     read: Callable[[Row], Fields]
     columns: tuple[tuple[str, ...], ...]
     optional: tuple[str, ...] = ()
-    value: type = str
+    value: type | tuple[type, ...] = str
 
     def misfit(self, found: frozenset[str]) -> str | None:
         """What is wrong with these columns, or None."""
@@ -256,7 +271,7 @@ FORMATS: dict[RowFormat, Format] = {
     ),
     RowFormat.alpaca: Format(read_alpaca, (("instruction",), _RESPONSES), ("input",)),
     RowFormat.prompt_response: Format(
-        read_prompt_response, (("prompt",), ("response", "completion", "output"))
+        read_prompt_response, (("prompt",), ("response", "completion", "output")), value=(str, list)
     ),
     RowFormat.grade_school_math: Format(read_grade_school_math, (("INSTRUCTION",), ("RESPONSE",))),
     RowFormat.databricks_dolly: Format(

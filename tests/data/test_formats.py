@@ -241,7 +241,32 @@ def test_a_conversation_without_an_exchange_is_rejected(messages: list[Any]) -> 
     assert refuse({"messages": messages}, RowFormat.messages).reason == "unreadable_conversation"
 
 
-@pytest.mark.parametrize("value", [3, None, ["x"], {"a": "b"}, True])
+def test_a_conversation_ends_before_the_first_call_of_a_tool() -> None:
+    row = as_messages(*EXCHANGE, ("user", "Sum?"))
+    call = {"role": "assistant", "content": None, "tool_calls": [{"type": "function"}]}
+    row["messages"] += [
+        call,
+        {"role": "tool", "content": "7"},
+        *as_messages(EXCHANGE[1])["messages"],
+    ]
+    example, repairs = read(row, RowFormat.messages)
+    assert (example.history, example.instruction, example.response) == ((), "Hi", "Ho")
+    assert repairs == ("shortened_conversation",)
+    rejected = refuse({"messages": row["messages"][2:]}, RowFormat.messages)
+    assert rejected.detail.endswith("but with user, a call of a tool, tool")
+
+
+def test_prompt_and_response_may_be_messages() -> None:
+    row = as_messages(("system", "Be brief."), *EXCHANGE, ("user", "Say"), ("assistant", "So"))
+    whole, _ = read(row, RowFormat.messages)
+    told = {"prompt": row["messages"][:-1], "completion": row["messages"][-1:]}
+    assert read(told, RowFormat.prompt_response) == (whole, ())
+    assert read({**told, "completion": "So"}, RowFormat.prompt_response) == (whole, ())
+    rejected = refuse({**told, "completion": ["So"]}, RowFormat.prompt_response)
+    assert rejected.detail == "a message must be an object, not str"
+
+
+@pytest.mark.parametrize("value", [3, None, {"a": "b"}, True])
 def test_a_field_that_is_no_text_is_rejected_with_its_row(value: Any) -> None:
     row = {"prompt": "p", "response": value}
     rejected = refuse(row, RowFormat.prompt_response)
