@@ -23,7 +23,7 @@ from dollyllama.decoding.generate import generate
 from dollyllama.evaluation.suite import select
 from dollyllama.fast.attach import fast_inference
 from dollyllama.model.dense import dense_weights
-from dollyllama.run import restore
+from dollyllama.restore import restore
 from dollyllama.verbs.parser import open_run
 
 #: How many prompts at a time, and what the model is under meanwhile.

@@ -364,7 +364,7 @@ def rate(speeds: Sequence[float], times: Sequence[float]) -> float:
 
 def load(run_config: Any, tokenizer: Any) -> Any:
     """The base as a run loads it."""
-    from dollyllama.run import choose_device, load_model
+    from dollyllama.restore import choose_device, load_model
 
     return load_model(run_config, tokenizer, choose_device(run_config.device))
 
@@ -469,7 +469,7 @@ def choices(case: Case) -> None:
     from dollyllama import launch
     from dollyllama.evaluation.loss import average_losses, held_out_loss
     from dollyllama.model.load import load_tokenizer
-    from dollyllama.run import put_adapter
+    from dollyllama.restore import put_adapter
 
     shared = ["tracking=files", *limited(8), "trainer.batch_size=8", "evaluation=none"]
     run_config = launch.compose_run(shared)
@@ -508,7 +508,7 @@ def gradients(case: Case, rows: Sequence[Any], tokenizer: Any) -> None:
     import torch
 
     from dollyllama import launch
-    from dollyllama.run import put_adapter
+    from dollyllama.restore import put_adapter
 
     def gradient(*chosen: str) -> tuple[float, Any]:
         run_config = launch.compose_run(
@@ -550,7 +550,8 @@ def seven(case: Case) -> None:
     from dollyllama import launch
     from dollyllama.data.store import lengths_of
     from dollyllama.model.load import load_tokenizer
-    from dollyllama.run import put_adapter, run
+    from dollyllama.restore import put_adapter
+    from dollyllama.run import run
 
     recipe_config = launch.compose_run(
         [

@@ -23,7 +23,7 @@ from dollyllama.model.adapter import load_adapter
 from dollyllama.model.agreement import choose_rows, compare, logits_of
 from dollyllama.model.load import load_base
 from dollyllama.model.merge import Base
-from dollyllama.run import choose_device, restore, restore_merged
+from dollyllama.restore import choose_device, restore, restore_merged
 from dollyllama.verbs.parser import open_run
 
 UNQUANTISED = config.Quantization(

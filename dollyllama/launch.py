@@ -34,6 +34,7 @@ from dollyllama import config, distributed, record, remote, sweeping
 from dollyllama.explain import explain, explain_option, explain_unknown_key, first_line, one_line
 from dollyllama.files import read_signed_json
 from dollyllama.interrupt import end_on_sigterm
+from dollyllama.record import Status
 from dollyllama.redact import mask_output
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
@@ -248,7 +249,7 @@ def _follow() -> None:
 
 def _run(run_config: config.Run, folder: Path) -> None:
     # The libraries take ten seconds to import: only a config that passed is worth them.
-    from dollyllama.run import Status, run
+    from dollyllama.run import run
     from dollyllama.training.fit import Diverged
 
     try:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import enum
 import shlex
+from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
-from dollyllama.files import damaged, digest, read_signed_json
+from dollyllama.explain import one_line
+from dollyllama.files import damaged, digest, parse_json, read_signed_json
 
 #: Beside ``result.json``, which holds their digests once the run has ended, in whatever way.
 FILES = (
@@ -20,6 +24,15 @@ FILES = (
     "rejected.jsonl",
     "samples.jsonl",
 )
+
+
+class Status(StrEnum):
+    running = enum.auto()
+    finished = enum.auto()
+    interrupted = enum.auto()
+    diverged = enum.auto()
+    pruned = enum.auto()
+    failed = enum.auto()
 
 
 def describe(folder: Path) -> dict[str, str]:
@@ -41,6 +54,19 @@ def check(folder: Path) -> None:
         raise ValueError(
             f"{file} {what}: put it back; if that is meant, take files and sha256 out of {path}"
         )
+
+
+def read(folder: Path, name: str, key: str) -> dict[str, Any]:
+    """What a file of a run holds: ``key`` at least. ValueError when it is missing or damaged."""
+    path = folder / name
+    try:
+        record = parse_json(path.read_text(encoding="utf-8"))
+        record[key]
+    except FileNotFoundError:
+        raise ValueError(f"{folder} is damaged: it has no {name}") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged: {one_line(str(error))}") from None
+    return dict(record)
 
 
 def resume_command(folder: Path, mirror: str | None) -> str:

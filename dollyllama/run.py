@@ -1,21 +1,17 @@
 """A run from its config to its record: the story, told top to bottom.
 
 A run is a folder. ``run`` fills it file by file, so that a reader may open it at any moment and
-finds it complete also when the run failed; ``restore`` makes a model of it again.
+finds it complete also when the run failed; ``dollyllama.restore`` makes a model of it again.
 """
 
 from __future__ import annotations
 
-import enum
 import os
-import re
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from enum import StrEnum
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +19,7 @@ from typing import Any
 import torch
 from accelerate.utils import set_seed
 
-from dollyllama import config, distributed, preflight, provenance, record, remote
+from dollyllama import config, distributed, provenance, record, remote
 from dollyllama.bars import stage_bar
 from dollyllama.card import base_name, config_rows, model_card
 from dollyllama.data.prepare import EmptySide, PreparedData, prepare, write_record
@@ -37,9 +33,7 @@ from dollyllama.evaluation.table import compare_table
 from dollyllama.explain import one_line
 from dollyllama.fast.attach import fast_inference, left_out
 from dollyllama.files import (
-    damaged,
     locked,
-    parse_json,
     read_json_lines,
     read_signed_json,
     write_json,
@@ -47,27 +41,26 @@ from dollyllama.files import (
     write_signed_json,
     write_text,
 )
-from dollyllama.model.adapter import attach_adapter, count_parameters, load_adapter, save_adapter
-from dollyllama.model.load import load_base, load_merged, load_tokenizer
-from dollyllama.model.merge import Base, write_merged
-from dollyllama.model.precision import dtype_census, products_in, upcast
-from dollyllama.model.shard import shard_base
+from dollyllama.model.adapter import count_parameters, load_adapter, save_adapter
+from dollyllama.model.load import load_tokenizer
+from dollyllama.model.precision import dtype_census, products_in
+from dollyllama.record import Status
 from dollyllama.redact import redact
+from dollyllama.restore import (
+    check_adapter,
+    check_base,
+    choose_device,
+    load_model,
+    put_adapter,
+    require_adapter,
+    restore_merged,
+)
 from dollyllama.summary import columns, cost_rows, next_commands
 from dollyllama.tracking import Tracker, costs, open_tracker
 from dollyllama.training.budget import make_plan
 from dollyllama.training.checkpoints import list_checkpoints
 from dollyllama.training.fit import EndedEarly, FitResult, Pruned, fit
 from dollyllama.weights import base_place
-
-
-class Status(StrEnum):
-    running = enum.auto()
-    finished = enum.auto()
-    interrupted = enum.auto()
-    diverged = enum.auto()
-    pruned = enum.auto()
-    failed = enum.auto()
 
 
 @dataclass(slots=True)
@@ -228,118 +221,6 @@ def follow(run_config: config.Run, folder: Path) -> None:
     _measure_all(run_config, model, tokenizer, data)
 
 
-def restore(run_config: config.Run, folder: Path) -> tuple[Any, Any]:
-    """Load what the run in ``folder`` trained: (model in evaluation mode, tokenizer).
-
-    ValueError when it has no adapter yet, or adapter or base model cannot be had or are others now.
-    """
-    adapter = require_adapter(folder)
-    check_base(run_config, folder)
-    check_adapter(folder)
-    tokenizer = load_tokenizer(str(adapter), None)
-    model = load_model(run_config, tokenizer, choose_device(run_config.device))
-    return load_adapter(model, adapter), tokenizer
-
-
-def require_adapter(folder: Path) -> Path:
-    """Where the adapter of the run in ``folder`` is. ValueError that says how to come by one."""
-    adapter = folder / "adapter"
-    if adapter.is_dir():
-        return adapter
-    try:
-        status = parse_json((folder / "result.json").read_text(encoding="utf-8"))["status"]
-    except (OSError, ValueError, KeyError, TypeError):
-        status = None
-    if status == Status.finished:
-        raise ValueError(f"{folder} is finished, but its adapter is gone: copy the folder again")
-    raise ValueError(f"{folder} has no adapter yet: python train.py resume={folder} goes on")
-
-
-def restore_merged(
-    run_config: config.Run,
-    folder: Path,
-    tokenizer: Any,
-    *,
-    base: Base = Base.quantised,
-    dtype: config.Dtype | None = None,
-) -> Any:
-    """The run's merged model as ``merge`` makes it, from files that are gone again, unverified.
-
-    dtype: the run's when None. ValueError when it cannot be merged.
-    """
-    # In the run's folder: the temporary one of the system may be small, or in memory.
-    with tempfile.TemporaryDirectory(prefix=".merged-", dir=folder) as temporary:
-        merged = Path(temporary) / "merged"
-        write_merged(
-            preflight.require_model_folder(run_config),
-            folder / "adapter",
-            merged,
-            tokenizer=tokenizer,
-            base=base,
-            base_dtype=run_config.model.dtype,
-            quantization=run_config.quantization,
-            dtype=dtype or run_config.model.dtype,
-            max_shard_bytes=2**31,
-        )
-        return load_merged(merged, choose_device(run_config.device))
-
-
-#: The names of a base's files less its tokenizer's, which an adapter brings along.
-_DECISIVE = re.compile(r"(generation_)?config\.json|.*\.(safetensors|bin|index\.json)")
-
-
-def check_base(
-    run_config: config.Run, folder: Path, base_model: dict[str, Any] | None = None
-) -> None:
-    """ValueError when the base model is not the one that the run in ``folder`` was trained on.
-
-    Told by the digests of a local folder's weights and config; weights too large for a digest are
-    told by their size. base_model: what provenance says of the base now, where that is known.
-    """
-    trained_on = _read_record(folder, "provenance.json", "base_model")["base_model"]
-    if trained_on is None or "files" not in trained_on:
-        return
-    place = str(base_place(run_config.model.path))
-    base_model = base_model or provenance.describe_weights(place, run_config.model.revision)
-    here = base_model.get("files", {})
-    for name, file in trained_on["files"].items():
-        if not _DECISIVE.fullmatch(name):
-            continue
-        if here.get(name) != file:
-            what = "differs" if name in here else "is missing"
-            raise ValueError(
-                f"{folder} was trained on another base model than {place} is now: {name} {what}; "
-                f"put the folder back as it was"
-            )
-
-
-def check_adapter(folder: Path) -> None:
-    """ValueError when the adapter is not the one that the run in ``folder`` trained.
-
-    A run that kept no digests of it passes.
-    """
-    trained = _read_record(folder, "provenance.json", "base_model").get("adapter", {})
-    for name in damaged(folder / "adapter", trained):
-        path = folder / "adapter" / name
-        if not path.exists():
-            raise ValueError(f"{path} is missing: copy the folder again")
-        raise ValueError(
-            f"the adapter of {folder} is not the one that was trained: {name} differs; put the "
-            f"file back as it was"
-        )
-
-
-def choose_device(wish: config.Device) -> torch.device:
-    """CUDA where it answers, unless the config asks for a CPU; a GPU for each process of a run."""
-    if not torch.cuda.is_available() or wish is config.Device.cpu:
-        return torch.device("cpu")
-    if distributed.processes() == 1:
-        return torch.device("cuda")
-    device = torch.device("cuda", distributed.number_here())
-    torch.cuda.set_device(device)
-    return device
-
-
 def measure(
     run_config: config.Run, model: Any, tokenizer: Any, held_out: Sequence[EncodedExample]
 ) -> Evaluated:
@@ -456,7 +337,7 @@ def _trained_before(result: Result, folder: Path) -> dict[str, Any]:
     if result.train is None or result.train.interrupted:
         return {}
     try:
-        origin = _read_record(folder, "provenance.json", "base_model")
+        origin = record.read(folder, "provenance.json", "base_model")
     except ValueError:
         return {}
     names = ("adapter", "dtypes", "products")
@@ -469,7 +350,7 @@ def _check_data(data: PreparedData, folder: Path) -> None:
     """ValueError when a run that began with other data is to go on with these."""
     if not (folder / "data.json").exists():
         return
-    before = _read_record(folder, "data.json", "fingerprint")
+    before = record.read(folder, "data.json", "fingerprint")
     if before["fingerprint"] != data.manifest["fingerprint"]:
         raise ValueError(
             f"{folder} began with other data (or another version of what prepares it) than "
@@ -486,51 +367,6 @@ def _remove_leftovers(folder: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink()
-
-
-def _read_record(folder: Path, name: str, key: str) -> dict[str, Any]:
-    """What a file of a run holds: ``key`` at least. ValueError when it is missing or damaged."""
-    path = folder / name
-    try:
-        record = parse_json(path.read_text(encoding="utf-8"))
-        record[key]
-    except FileNotFoundError:
-        raise ValueError(f"{folder} is damaged: it has no {name}") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged: {one_line(str(error))}") from None
-    return dict(record)
-
-
-def put_adapter(run_config: config.Run, base: Any) -> Any:
-    """Put a new adapter, drawn from the run's seed, on a base."""
-    lora = run_config.lora
-    return attach_adapter(
-        base,
-        r=lora.r,
-        alpha=lora.alpha,
-        dropout=lora.dropout,
-        variant=lora.variant,
-        targets=lora.target_modules,
-        seed=run_config.seed,
-    )
-
-
-def load_model(run_config: config.Run, tokenizer: Any, device: torch.device) -> Any:
-    """The base as it is trained on: quantised, upcast, and in shares where the config says so."""
-    sharded = run_config.model.sharded and distributed.processes() > 1
-    model = load_base(
-        run_config.model.path,
-        run_config.model.revision,
-        pickled_weights=run_config.model.pickled_weights,
-        dtype=run_config.model.dtype,
-        quantization=run_config.quantization,
-        device=torch.device("cpu") if sharded else device,
-        tokenizer=tokenizer,
-    )
-    upcast(model, run_config.precision.upcast)
-    if sharded:
-        shard_base(model, device)
-    return model.eval()
 
 
 def _evaluate(

@@ -31,7 +31,8 @@ from dollyllama.files import read_signed_json, write_json, write_json_lines, wri
 from dollyllama.model import quantised
 from dollyllama.model.load import load_merged, load_tokenizer
 from dollyllama.model.shards import list_tensors, read_tensor
-from dollyllama.run import restore, run
+from dollyllama.restore import restore
+from dollyllama.run import run
 from dollyllama.study.cells import is_settled
 from dollyllama.study.records import CellStatus, read_sweep
 from dollyllama.summary import summary

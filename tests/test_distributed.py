@@ -171,7 +171,7 @@ import torch
 from dollyllama import distributed, launch
 from dollyllama.model.load import load_tokenizer
 from dollyllama.model.shard import shares
-from dollyllama.run import load_model
+from dollyllama.restore import load_model
 
 def held(config):
     model = load_model(config, tokenizer, torch.device("cpu"))

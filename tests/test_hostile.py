@@ -20,7 +20,8 @@ from dollyllama.files import digest, write_json
 from dollyllama.model.adapter import load_adapter
 from dollyllama.model.load import load_merged, load_tokenizer
 from dollyllama.model.shards import list_tensors
-from dollyllama.run import restore, run
+from dollyllama.restore import restore
+from dollyllama.run import run
 from dollyllama.training.checkpoints import load_newest
 from tests.model.build import load as load_model
 from tests.model.build import pickle_weights

@@ -19,6 +19,7 @@ from hydra._internal import utils
 
 from dollyllama import config, launch, preflight, sweeping
 from dollyllama.files import locked, write_json
+from dollyllama.record import Status
 from dollyllama.study.cells import Planned
 
 ROOT = Path(__file__).parents[1]
@@ -482,12 +483,10 @@ def stub_run(monkeypatch: pytest.MonkeyPatch, end: BaseException | str) -> None:
         config.save(run_config, folder / "config.yaml")
         if isinstance(end, BaseException):
             raise end
-        return SimpleNamespace(status=end)
+        return SimpleNamespace(status=Status(end))
 
-    status = SimpleNamespace(interrupted="interrupted", finished="finished")
     module = types.ModuleType("dollyllama.run")
     monkeypatch.setattr(module, "run", run, raising=False)
-    monkeypatch.setattr(module, "Status", status, raising=False)
     fit = types.ModuleType("dollyllama.training.fit")
     monkeypatch.setattr(fit, "Diverged", DivergedError, raising=False)
     monkeypatch.setitem(sys.modules, "dollyllama.run", module)

@@ -51,6 +51,7 @@ LAYERS = [
     ],
     ["embedded.pretrain", "preflight", "summary", "training.optimizers", "training.loss", "fast"],
     ["training"],
+    ["restore"],
     ["run"],
     ["study"],
     ["launch", "sweeping"],

@@ -27,7 +27,8 @@ from dollyllama import __main__ as verbs
 from dollyllama import config, embedded, launch, remote
 from dollyllama.data.sources import digest_place, locate
 from dollyllama.files import read_json_lines
-from dollyllama.run import Status, run
+from dollyllama.record import Status
+from dollyllama.run import run
 from tests.test_run import UNMEASURED
 
 ROOT = Path(__file__).parents[1]

@@ -21,7 +21,9 @@ from dollyllama.data.prepare import prepare
 from dollyllama.data.prompt import END_MARKER
 from dollyllama.evaluation.metric import Metric
 from dollyllama.files import read_json_lines, write_json_lines
-from dollyllama.run import Result, Status, check_adapter, check_base, measure, restore, run
+from dollyllama.record import Status
+from dollyllama.restore import check_adapter, check_base, restore
+from dollyllama.run import Result, measure, run
 from dollyllama.summary import next_commands, summary
 from dollyllama.tracking import Tracker
 from dollyllama.training.fit import Diverged, fit

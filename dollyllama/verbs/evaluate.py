@@ -106,7 +106,8 @@ def main(arguments: Sequence[str]) -> int:
     from dollyllama.evaluation.suite import unscored
     from dollyllama.evaluation.table import compare_table
     from dollyllama.files import write_json, write_json_lines
-    from dollyllama.run import measure, restore, restore_merged
+    from dollyllama.restore import restore, restore_merged
+    from dollyllama.run import measure
 
     damaged: list[Damaged] = []
     rejected: list[Rejected] = []

@@ -59,7 +59,7 @@ def main(arguments: Sequence[str]) -> int:
     from dollyllama.data.prompt import build_prompt
     from dollyllama.decoding.generate import stream
     from dollyllama.fast.attach import fast_inference
-    from dollyllama.run import restore
+    from dollyllama.restore import restore
 
     model, tokenizer = restore(run_config, given.run)
 
@@ -133,7 +133,7 @@ def _answer_file(run_config: Any, run: Path, source: Path, output: Path) -> int:
     from dollyllama.bars import stage_bar
     from dollyllama.fast.attach import fast_inference
     from dollyllama.files import digest
-    from dollyllama.run import require_adapter, restore
+    from dollyllama.restore import require_adapter, restore
 
     requests = read_requests(source)
     if repeated := only_repeated(requests):

@@ -61,7 +61,7 @@ def main(arguments: Sequence[str]) -> None:
     from dollyllama.latency.measure import measure, weights_mib
     from dollyllama.model.load import load_merged, read_model_config
     from dollyllama.model.precision import dtype_census
-    from dollyllama.run import choose_device, restore, restore_merged
+    from dollyllama.restore import choose_device, restore, restore_merged
 
     positions = read_model_config(base_folder).max_position_embeddings
     contexts = _contexts(given.context, positions=positions, tokens=given.tokens)

@@ -99,7 +99,8 @@ def write_verified(run_config: config.Run, given: argparse.Namespace, folder: Pa
     from dollyllama.model.load import load_merged
     from dollyllama.model.merge import Base, write_merged
     from dollyllama.model.merged_card import merged_card
-    from dollyllama.run import choose_device, measure, restore
+    from dollyllama.restore import choose_device, restore
+    from dollyllama.run import measure
 
     model, tokenizer = restore(run_config, given.run)
     base_folder = preflight.require_model_folder(run_config)

@@ -45,7 +45,7 @@ def main(arguments: Sequence[str]) -> None:
     preflight.check(run_config)
 
     from dollyllama.model.load import load_tokenizer
-    from dollyllama.run import choose_device
+    from dollyllama.restore import choose_device
     from dollyllama.training.memory import (
         DryRun,
         largest_batch,

@@ -131,7 +131,7 @@ def _prompt_of(merged: Path) -> config.PromptFormat:
 
 
 def _load(run_config: config.Run, folder: Path, *, merged: bool) -> tuple[Any, Any]:
-    from dollyllama.run import choose_device, restore
+    from dollyllama.restore import choose_device, restore
 
     if not merged:
         return restore(run_config, folder)

@@ -21,7 +21,7 @@ from dollyllama.data.example import Example
 from dollyllama.data.tokens import EncodedExample
 from dollyllama.model.empty import empty_base
 from dollyllama.model.load import load_tokenizer
-from dollyllama.run import load_model, put_adapter
+from dollyllama.restore import load_model, put_adapter
 from dollyllama.training.fake import Alive
 from dollyllama.training.fit import fit
 from dollyllama.training.memory import (

@@ -46,12 +46,14 @@ def test_held_out_data_is_measured_and_kept(
 def test_the_merged_model_is_what_is_measured_where_asked_for(
     small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dollyllama import run
+    from dollyllama import restore, run
 
     measured, merged = [], []
-    measure, restore_merged = run.measure, run.restore_merged
+    measure, restore_merged = run.measure, restore.restore_merged
     monkeypatch.setattr(
-        run, "restore_merged", lambda *given: merged.append(restore_merged(*given)) or merged[-1]
+        restore,
+        "restore_merged",
+        lambda *given: merged.append(restore_merged(*given)) or merged[-1],
     )
     monkeypatch.setattr(
         run,
@@ -237,7 +239,7 @@ def test_code_that_cannot_be_run_is_refused_before_anything_is_loaded(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(preflight.sandbox, "available", lambda: "no namespaces")
-    monkeypatch.setattr("dollyllama.run.restore", lambda *_: pytest.fail("was loaded"))
+    monkeypatch.setattr("dollyllama.restore.restore", lambda *_: pytest.fail("was loaded"))
     file = write(tmp_path / "humaneval.jsonl", [half(0)])
     arguments = ["evaluate", str(small_run), *MEASURED, "--file", str(file)]
     assert main([*arguments, "--format", "humaneval", "evaluation.run_code=true"]) == 2
@@ -299,7 +301,7 @@ def test_what_cannot_be_measured_is_refused_in_one_line(
     said: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("dollyllama.run.restore", lambda *_: pytest.fail("was loaded"))
+    monkeypatch.setattr("dollyllama.restore.restore", lambda *_: pytest.fail("was loaded"))
     write(tmp_path / "rows.jsonl", GSM8K)
     write(tmp_path / "0.jsonl", [])
     (tmp_path / "a.txt").write_text("words", encoding="utf-8")
