@@ -97,20 +97,29 @@ class Spread:
     n: int
 
 
-#: What a cell took -> where its record has it.
-COSTS: dict[str, Callable[[Cell], Any]] = {
-    "training_seconds": lambda cell: _training(cell).get("seconds"),
-    "training_tokens": lambda cell: _training(cell).get("tokens"),
-    "tokens_per_second": lambda cell: _training(cell).get("tokens_per_second"),
-    "peak_memory_mib": lambda cell: _training(cell).get("peak_memory_mib"),
-    "adapter_bytes": lambda cell: cell.adapter_bytes,
-    "evaluation_seconds": lambda cell: (cell.result.get("seconds") or {}).get("evaluate_after"),
+#: What a training took: a cost -> its key in the record.
+_TRAINING = {
+    "training_seconds": "seconds",
+    "training_tokens": "tokens",
+    "tokens_per_second": "tokens_per_second",
+    "peak_memory_mib": "peak_memory_mib",
 }
+#: What a cell takes, by name.
+COSTS = (*_TRAINING, "adapter_bytes", "evaluation_seconds")
 
 
-def _training(cell: Cell) -> dict[str, Any]:
-    """What the cell's own training took: nothing where it took over another's adapter."""
-    return {} if cell.trained_by is not None else cell.result.get("train") or {}
+def cost(cell: Cell, name: str) -> Any:
+    """What the cell itself took: no training where it took over another's adapter."""
+    return None if name in _TRAINING and cell.trained_by is not None else _recorded(cell, name)
+
+
+def _recorded(cell: Cell, name: str) -> Any:
+    """One of ``COSTS``, that of the training of the cell's adapter whichever cell trained it."""
+    if name == "adapter_bytes":
+        return cell.adapter_bytes
+    if name == "evaluation_seconds":
+        return (cell.result.get("seconds") or {}).get("evaluate_after")
+    return (cell.result.get("train") or {}).get(_TRAINING[name])
 
 
 @dataclass(frozen=True, slots=True)
@@ -442,7 +451,7 @@ def _variant(
         level=level,
         comparison=comparison,
         exploratory=exploratory,
-        costs=_costs(_finished(cells)),
+        costs=_costs(_finished(cells), trains=trains),
         differences={key: changed[key] for key in changed if not key.startswith(_NO_SETTING)},
         tip=plan.tips.get(name) or plan.better.get(name),
         drops_tip=name in plan.tips,
@@ -453,10 +462,12 @@ def _variant(
 _NO_SETTING = ("seed", "tracking", "resume", "sweep")
 
 
-def _costs(cells: list[Cell]) -> dict[str, Spread]:
+def _costs(cells: list[Cell], *, trains: bool) -> dict[str, Spread]:
+    """Which of the cells with one adapter trained it is chance, and decides nothing here."""
     measured = {
-        name: [value for cell in cells if (value := read(cell)) is not None]
-        for name, read in COSTS.items()
+        name: [value for cell in cells if (value := _recorded(cell, name)) is not None]
+        for name in COSTS
+        if trains or name not in _TRAINING
     }
     return {name: spread(values) for name, values in measured.items() if values}
 

@@ -18,6 +18,7 @@ from dollyllama.study.analyse import (
     Standing,
     Study,
     Variant,
+    cost,
     direction,
     package_versions,
     ranked,
@@ -436,7 +437,7 @@ def _cells(study: Study) -> _CellTable:
             for metric in metrics
         ]
         for name in names:
-            value = COSTS[name](cell)
+            value = cost(cell, name)
             shown = "" if value is None else wording.amount(name, value)
             values.append(("" if value is None else str(value), shown))
         rows.append(_CellRow(cell, values))

@@ -82,8 +82,8 @@ class Cell:
     took. reused_from: the cell that it was copied from.
     config, result, provenance, data: what the files of the same names hold, empty where there is
     none. losses, samples: the rows of the JSON Lines files after training, whose ids have become
-    ``<source>/<id>``. curve: step and training
-    loss wherever one was logged. adapter_bytes: the size of the trained weights.
+    ``<source>/<id>``. curve: step and training loss wherever one was logged, while the adapter was
+    trained. adapter_bytes: the size of the trained weights.
     """
 
     folder: Path
@@ -392,10 +392,17 @@ def _read(folder: Path, planned: dict[str, Any] | None) -> _Entry:
         data=data,
         losses=rows["losses"],
         samples=rows["samples"],
-        curve=_curve(folder / "metrics.jsonl"),
+        curve=_curve(_trainer(folder, about.get("trained_by")) / "metrics.jsonl"),
         adapter_bytes=_size(folder / "adapter") if config else None,
     )
     return _Entry(cell, about.get("variant"))
+
+
+def _trainer(folder: Path, trained_by: str | None) -> Path:
+    """The cell beside it that trained its adapter, or itself."""
+    if trained_by and Path(trained_by).name == trained_by != "..":
+        return folder.parent / trained_by
+    return folder
 
 
 def _size(adapter: Path) -> int | None:

@@ -13,7 +13,16 @@ from typing import Any
 from dollyllama.card import markdown_table
 from dollyllama.files import write_text
 from dollyllama.study import wording
-from dollyllama.study.analyse import COSTS, Comparison, Study, Variant, analyse, effects, ranked
+from dollyllama.study.analyse import (
+    COSTS,
+    Comparison,
+    Study,
+    Variant,
+    analyse,
+    cost,
+    effects,
+    ranked,
+)
 from dollyllama.study.page import page
 from dollyllama.study.records import AS_MEANT, Cell, read_sweep, recorded
 
@@ -162,7 +171,7 @@ def cells_csv(study: Study) -> str:
         {
             **{name: getattr(cell, name) for name in about},
             "folder": cell.folder.name,
-            **{name: read(cell) for name, read in COSTS.items()},
+            **{name: cost(cell, name) for name in COSTS},
             **values[cell.folder],
         }
         for cell in study.cells

@@ -19,7 +19,7 @@ COST_TITLES: dict[str, tuple[str, str, float]] = {
     "adapter_bytes": ("adapter", "MiB", 2**20),
     "evaluation_seconds": ("evaluation time", "s", 1),
 }
-assert COST_TITLES.keys() == COSTS.keys()
+assert tuple(COST_TITLES) == COSTS
 
 #: What the variants of one standing are headed by.
 GROUP_TITLES: dict[Standing, str] = {

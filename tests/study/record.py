@@ -170,10 +170,10 @@ def write_cell(
     result = run_record.result(status, error)
     result["metrics"] = {"after": metrics(loss_rows, sample_rows)} if finished else {}
     result["seconds"]["evaluate_after"] = 9.0 + seed
-    if trained_by is not None or not finished:
-        result["train"] = None
-    else:
+    if finished:  # also where it took over another's adapter: the record comes with it
         result["train"] |= {"seconds": seconds + seed, "peak_memory_mib": 800.0 + seconds}
+    else:
+        result["train"] = None
     write_json(folder / "result.json", result)
     write_json(
         folder / "provenance.json",
@@ -199,7 +199,8 @@ def write_cell(
             }
             for step in range(2, 49, 2)
         ]
-        write_json_lines(folder / "metrics.jsonl", lines)
+        if trained_by is None:
+            write_json_lines(folder / "metrics.jsonl", lines)
         write_text(folder / "adapter" / "adapter_model.safetensors", "x" * 4096)
     if variant is not None:
         write_json(

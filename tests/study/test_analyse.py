@@ -20,6 +20,7 @@ from dollyllama.study.analyse import (
     Study,
     Variant,
     analyse,
+    cost,
     direction,
     ranked,
 )
@@ -89,8 +90,26 @@ def test_whose_training_an_adapter_is_decides_nothing(tmp_path: Path) -> None:
     }
     study = study_of(study_record.write_sweep(tmp_path / "sweep", swapped))
     assert primary(study, "nucleus").metric == "score/all"
-    assert named(study, "baseline").decides == "loss/all"
     assert primary(study, "rank_8").metric == "loss/all"
+    baseline, nucleus = named(study, "baseline"), named(study, "nucleus")
+    assert baseline.decides == "loss/all"
+    assert baseline.costs["training_seconds"].n == 3
+    assert "training_seconds" not in nucleus.costs
+    assert "evaluation_seconds" in nucleus.costs
+    # A sum over cells counts each training once.
+    assert [cost(cell, "training_seconds") for cell in baseline.cells] == [None] * 3
+    assert [cost(cell, "training_seconds") for cell in nucleus.cells] == [60.0, 61.0, 62.0]
+    assert len(nucleus.cells[0].curve) == 24
+    assert baseline.cells[0].curve == nucleus.cells[0].curve
+
+
+def test_a_cells_curve_is_read_from_no_folder_but_one_beside_it(tmp_path: Path) -> None:
+    study_record.write_cell(tmp_path / "outside", variant="baseline")
+    for trained_by in ("../outside", "..", ""):
+        variants = {"baseline": {"trained_by": trained_by}}
+        shutil.rmtree(tmp_path / "sweep", ignore_errors=True)
+        study = study_of(study_record.write_sweep(tmp_path / "sweep", variants))
+        assert named(study, "baseline").cells[0].curve == []
 
 
 def test_claims_about_the_recipe_are_not_judged_against_another(sweep: Path) -> None:
