@@ -8,11 +8,14 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
 from dollyllama import config
+from dollyllama.data.formats import read_example
 from dollyllama.data.licences import EMBEDDED_LICENCE, stated_licence
-from dollyllama.data.sources import locate
+from dollyllama.data.sources import locate, read_rows
 from dollyllama.embedded import EMBEDDED
+from dollyllama.files import write_json_lines
 
 CONF = Path(__file__).parents[2] / "conf"
+ANSWER = {"role": "assistant", "content": "Hi."}
 RECIPE = {"sql", "code", "dolly", "maths"}
 
 
@@ -43,6 +46,23 @@ def test_the_sample_is_the_recipe_on_the_projects_own_rows() -> None:
         assert stated_licence(source, place.local) == EMBEDDED_LICENCE
         assert source.format == recipe.sources[name].format
         assert source.grader == recipe.sources[name].grader
+
+
+@pytest.mark.parametrize("name", ["alpaca", "messages", "prompt_response"])
+def test_a_file_of_ones_own_is_a_mix_of_one_source(name: str, tmp_path: Path) -> None:
+    rows = {
+        "alpaca": {"instruction": "Say hi.", "input": "", "output": "Hi."},
+        "messages": {"messages": [{"role": "user", "content": "Say hi."}, ANSWER]},
+        "prompt_response": {"prompt": "Say hi.", "completion": [ANSWER]},
+    }
+    path = tmp_path / "mine.jsonl"
+    write_json_lines(path, [rows[name]])
+    mix = data("data=own", f"source@data.sources.own={name}", f"data.sources.own.path={path}")
+    (source,) = mix.sources.values()
+    place = locate("own", source, root=mix.root)
+    (row,) = read_rows(place, name="own", split=source.split)
+    example, repairs = read_example(row, name="own", number=0, source=source)
+    assert (example.instruction, example.response, repairs) == ("Say hi.", "Hi.", ())
 
 
 @pytest.mark.parametrize("path", sorted((CONF / "source").glob("*.yaml")), ids=lambda p: p.stem)
