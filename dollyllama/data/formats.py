@@ -340,7 +340,7 @@ def check_columns(rows: Sequence[Row], *, name: str, location: str, source: Sour
         hint = f"data.sources.{name}.format={' or '.join(fitting)} would fit"
     else:
         _refuse_one_object(rows, name=name, location=location)
-        hint = "source=columns takes columns of any name"
+        hint = f"source@data.sources.{name}=columns takes columns of any name"
     raise ValueError(
         f"data.sources.{name}.format={source.format} does not fit {location}: {problem}, "
         f"and the columns are {_some_of(sorted(found))}; {hint}"
