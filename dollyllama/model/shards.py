@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +28,8 @@ _DTYPES = {
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 #: More would wait for the disk, and each may hold a tensor.
 _WRITERS = 4
+#: Bytes after which the disk is told to begin with what was written, so that it works beside us.
+_SEND = 2**24
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,9 +133,13 @@ def write_shards(
         path, start = places[name]
         with path.open("r+b") as file:
             file.seek(start)
+            sent = start
             for part in parts(name):
                 assert part.dtype == dtype, name
                 file.write(_bytes_of(part.contiguous()))
+                if (end := file.tell()) - sent >= _SEND:
+                    os.posix_fadvise(file.fileno(), sent, end - sent, os.POSIX_FADV_DONTNEED)
+                    sent = end
             assert file.tell() == start + sizes[name], name
 
     with _single_threaded_torch() as threads, ThreadPoolExecutor(min(threads, _WRITERS)) as pool:
