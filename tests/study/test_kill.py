@@ -50,7 +50,7 @@ def test_twenty_kills_change_nothing(tmp_path: Path) -> None:
     killed = tmp_path / "killed" / "sweep"
     killed.parent.mkdir()
     moments = random.Random(0)
-    done = 0
+    done = ended = 0
     while done < KILLS:
         process = start(killed, tmp_path / "killed.txt")
         wait = moments.uniform(1.0, 25.0)
@@ -60,9 +60,10 @@ def test_twenty_kills_change_nothing(tmp_path: Path) -> None:
         if process.poll() is not None:  # it came to its end: begin anew, and go on killing
             assert process.returncode == 0
             assert effects(killed) == effects(whole)
-            killed = killed.with_name(f"sweep_{done}")
+            ended += 1
             for sibling in killed.parent.iterdir():  # nothing to be copied from
-                sibling.rename(tmp_path / f"{sibling.name}.{done}")
+                sibling.rename(tmp_path / f"{sibling.name}.{ended}")
+            killed = killed.with_name(f"sweep_{ended}")
             continue
         family = family_of(process)
         if done % 2:  # the launcher alone, or all that it started
