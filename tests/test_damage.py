@@ -336,6 +336,7 @@ ONCE = [
     ("source, saved", Damage(Way.flipped, 25, 0.34693, 3)),
     ("plan of a sweep", Damage(Way.flipped, 0, 0.9, 0)),
     ("cell, reported", Damage(Way.flipped, 65, 0.34382, 5)),
+    ("cell, reported", Damage(Way.deleted, 0)),
 ]
 
 

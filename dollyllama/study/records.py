@@ -359,6 +359,8 @@ def _read(folder: Path, planned: dict[str, Any] | None) -> _Entry:
             return {}
 
     about = {**(planned or {}), **attempt("cell.json")}
+    if planned and (folder / "result.json").exists() and not (folder / "cell.json").exists():
+        problems.append("cell.json, which says how it was made, is missing")
     config, result = attempt("config.yaml"), attempt("result.json")
     provenance, data = attempt("provenance.json"), attempt("data.json")
     rows: dict[str, list[dict[str, Any]]] = {}
