@@ -435,7 +435,7 @@ def test_a_single_row_with_a_list_of_objects_is_told_of_the_format_that_fits() -
 
 
 def test_columns_that_fit_no_format_are_told_of_the_one_that_takes_any() -> None:
-    with pytest.raises(ValueError, match=r"columns are a, b; source@data\.sources\.\w+=columns takes"):
+    with pytest.raises(ValueError, match=r"columns are a, b; source@data\.sources\.\w+=columns"):
         check([{"a": "x", "b": "y"}], RowFormat.alpaca)
 
 
