@@ -241,6 +241,17 @@ def _in_range(key: str, value: float | None, low: float, high: float, *, open_lo
     _require(math.isfinite(value) and inside, f"{key} must be {bound} {low:g}{upper}, not {value}")
 
 
+def _names_files(key: str, path: str | None) -> None:
+    """Refuse a path that no file can have, which every look at it would fail on."""
+    whole = (path or "").encode("utf-8", "surrogatepass")
+    name = max(whole.split(b"/"), key=len)
+    _require(
+        len(whole) < 4096 and len(name) <= 255,
+        f"{key} is no path: it has {len(whole):,} bytes and a name of {len(name):,} in it, where "
+        f"4,095 and 255 are the most",
+    )
+
+
 def _exactly_used(section: str, choice: str, values: dict[str, Any], used: set[str]) -> None:
     """Refuse keys that ``choice`` would ignore and ask for those that it needs."""
     for key, value in values.items():
@@ -266,6 +277,9 @@ class Model:
     pickled_weights: bool
     dtype: Dtype
     sharded: bool
+
+    def __post_init__(self) -> None:
+        _names_files("model.path", self.path)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -452,7 +466,6 @@ class Data:
             if source.weight == 0:
                 caps = {"max_rows": source.max_rows, "max_tokens": source.max_tokens}
                 _exactly_used(key, f"{key}.weight=0", caps, set())
-            _check_columns(key, source)
             _require(
                 self.licences is Licences.any or source.commercial is Commercial.allowed,
                 f"data.licences=commercial does not allow {key}, whose commercial use is "
@@ -460,6 +473,14 @@ class Data:
                 f"leave it out with '~data.sources.{name}', or say {key}.commercial=allowed "
                 f"when you know better",
             )
+        _names_files("data.root", self.root)
+        _names_files("data.embedder", self.embedder)
+        for kind, sources in (("sources", self.sources), ("benchmarks", self.benchmarks)):
+            for name, source in sources.items():
+                key = f"data.{kind}.{name}"
+                _check_columns(key, source)
+                _names_files(f"{key}.path", source.path)
+                _names_files(f"{key}.file", source.file)
         _require(
             "all" not in self.sources,
             "data.sources.all: metrics over all sources are called so; give it another name",

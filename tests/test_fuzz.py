@@ -198,7 +198,14 @@ def test_overrides_run_or_are_refused_in_one_line(overrides: list[str]) -> None:
     of_overrides(overrides)
 
 
-@pytest.mark.parametrize("override", ["data.loss_roles.loss_roles=0"])
+FAILED_ONCE = (
+    "data.loss_roles.loss_roles=0",
+    *(f"{key}={'a' * 256}" for key in ("data.sources.sql.path", "data.root", "model.path")),
+    f"data.sources.sql.path={'aa/' * 1400}",
+)
+
+
+@pytest.mark.parametrize("override", FAILED_ONCE, ids=lambda override: override[:30])
 def test_an_override_that_once_failed_is_refused_in_one_line(override: str) -> None:
     assert of_overrides([override]) != "runs"
 
