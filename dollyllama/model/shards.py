@@ -6,6 +6,7 @@ import json
 import math
 import os
 import shlex
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -137,7 +138,7 @@ def write_shards(
             for part in parts(name):
                 assert part.dtype == dtype, name
                 file.write(_bytes_of(part.contiguous()))
-                if (end := file.tell()) - sent >= _SEND:
+                if sys.platform == "linux" and (end := file.tell()) - sent >= _SEND:
                     os.posix_fadvise(file.fileno(), sent, end - sent, os.POSIX_FADV_DONTNEED)
                     sent = end
             assert file.tell() == start + sizes[name], name
