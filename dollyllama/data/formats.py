@@ -39,14 +39,16 @@ class Fields:
     repairs: tuple[str, ...] = ()
 
 
-#: Ways in which Alpaca-like data say "this instruction has no input", punctuation aside.
-_NO_INPUT = frozenset({"noinput", "noinputn", "none", "na", "notapplicable"})
+#: Ways in which Alpaca-like data say "this instruction has no input"; "Na" is sodium.
+_NO_INPUT = re.compile(
+    r"[\W_]*(no[\W_]*inputn?|none|n[/.]a|not[\W_]+applicable)[\W_]*", re.IGNORECASE
+)
 
 
 def read_input(given: str | None) -> tuple[str, tuple[str, ...]]:
     """An optional input and repairs: a marker that stands for none is none."""
     bare = (given or "").strip()
-    if len(bare) <= 20 and re.sub(r"[\W_]", "", bare.lower()) in _NO_INPUT:
+    if len(bare) <= 20 and _NO_INPUT.fullmatch(bare):
         return "", ("no_input_marker",)
     return given if given and bare else "", ()
 
@@ -147,9 +149,9 @@ def read_messages(row: Row) -> Fields:
 
     System words go first, wherever they stand. The last answer is the response, the user's turn
     before it the instruction. Content in parts, as OpenAI's interface has it, is its texts, line by
-    line. What follows the last answer, or the first turn that is not its speaker's or calls a tool
-    without a word, is left out (repair ``shortened_conversation``). ValueError without a first turn
-    of each kind, in that order.
+    line. What follows the last answer, or the first turn that is not its speaker's or calls a tool,
+    is left out (repair ``shortened_conversation``). ValueError without a first turn of each kind,
+    in that order.
     """
     turns: list[tuple[str, str]] = []
     for message in _one_of(row, "messages", "conversations"):
@@ -157,8 +159,8 @@ def read_messages(row: Row) -> Fields:
             raise ValueError(f"a message must be an object, not {type(message).__name__}")
         role = message.get("role", message.get("from"))
         content = _in_one(message.get("content", message.get("value")))
-        if content is None and any(message.get(name) for name in _CALLS):
-            role, content = "a call of a tool", ""
+        if any(message.get(name) for name in _CALLS):
+            role, content = "a call of a tool", content or ""
         if not isinstance(role, str) or not isinstance(content, str):
             raise ValueError("a message needs role and content (or from and value), both text")
         turns.append((_ROLES.get(role.lower(), role), content))

@@ -123,9 +123,10 @@ def test_no_input_marker_is_left_out_and_counted(marker: str) -> None:
     assert (example.question, repairs) == ("Sort.", ("no_input_marker",))
 
 
-def test_an_input_that_speaks_of_none_is_an_input() -> None:
-    row = {"instruction": "Is it None?", "input": "None = 1", "output": "x"}
-    assert read(row, RowFormat.alpaca)[0].input == "None = 1"
+@pytest.mark.parametrize("given", ["None = 1", "Na", "no input here", "na na"])
+def test_an_input_that_only_looks_like_none_is_an_input(given: str) -> None:
+    row = {"instruction": "What is it?", "input": given, "output": "x"}
+    assert read(row, RowFormat.alpaca)[0].input == given
 
 
 @pytest.mark.parametrize("given", [{}, {"input": ""}, {"input": None}, {"input": " \n"}])
@@ -249,9 +250,11 @@ def test_a_conversation_ends_before_the_first_call_of_a_tool() -> None:
         {"role": "tool", "content": "7"},
         *as_messages(EXCHANGE[1])["messages"],
     ]
-    example, repairs = read(row, RowFormat.messages)
-    assert (example.history, example.instruction, example.response) == ((), "Hi", "Ho")
-    assert repairs == ("shortened_conversation",)
+    for words in (None, "", "Let me see."):
+        call["content"] = words
+        example, repairs = read(row, RowFormat.messages)
+        assert (example.history, example.instruction, example.response) == ((), "Hi", "Ho")
+        assert repairs == ("shortened_conversation",)
     rejected = refuse({"messages": row["messages"][2:]}, RowFormat.messages)
     assert rejected.detail.endswith("but with user, a call of a tool, tool")
 
