@@ -122,13 +122,13 @@ _MARKER = re.compile(re.escape(END_MARKER) + r"(?!\w)")
 
 
 def strip_end_marker(completion: str) -> tuple[str, bool]:
-    """Return the text before the end marker, stripped, and whether the marker was there.
+    """Return the text before the end marker, less white space there, and whether it was there.
 
     A heading that only begins like it ("### Endpoints") is no marker.
     """
     found = _MARKER.search(completion)
     text = completion[: found.start()] if found else completion
-    return text.strip(), found is not None
+    return text.rstrip(), found is not None
 
 
 def extract_instruction(prompt: str) -> str:

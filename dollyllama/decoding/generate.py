@@ -44,8 +44,9 @@ class PromptTooLargeError(ValueError):
 class Completion:
     """What a model wrote.
 
-    text: without the end marker and what follows it, stripped. tokens: how many it wrote, those of
-    the marker and end-of-sequence included.
+    text: without the end marker and what follows it, and white space at both ends; what continues
+    a plain text keeps that at its beginning. tokens: how many it wrote, those of the marker and
+    end-of-sequence included.
     """
 
     text: str
@@ -85,6 +86,7 @@ def generate(
     positions, PromptTooLargeError for one that memory does not suffice for.
     """
     prompt_ids = _encode(model, tokenizer, prompts)
+    leads = _leads(prompts, prompt_ids)
     ends = _ends(model, tokenizer)
     stop = _stop(tokenizer, ends)
 
@@ -121,7 +123,7 @@ def generate(
                 batch_size = len(rows) // 2
                 continue
             for row, ids in zip(rows, written, strict=True):
-                completions[row] = _completion(ids, tokenizer, ends)
+                completions[row] = _completion(ids, tokenizer, ends, leads[row])
             waiting = waiting[len(rows) :]
             if progress is not None:
                 progress(len(completions))
@@ -149,6 +151,7 @@ def stream(
         decoding,
         seeds=[f"{seed}/{row}" for row in range(len(prompts))],
     )
+    leads = _leads(prompts, prompt_ids)
     ends = _ends(model, tokenizer)
     finished = _stop(tokenizer, ends)
     running = list(range(len(prompts)))
@@ -166,8 +169,9 @@ def stream(
         for step in follow(tokens, limits=limits, stop=stop, written=written):
             running = [row for row, last in step if not last]
             for row, last in step:
-                completion = _completion(written[row], tokenizer, ends) if last else None
-                text = completion.text if completion else _showable(written[row], tokenizer)
+                ids, lead = written[row], leads[row]
+                completion = _completion(ids, tokenizer, ends, lead) if last else None
+                text = completion.text if completion else _showable(ids, tokenizer, lead)
                 # A tokenizer may take back a character once it knows the next; so wait for it.
                 if (len(text) > len(shown[row]) and text.startswith(shown[row])) or completion:
                     fresh, shown[row] = text[len(shown[row]) :], text
@@ -187,6 +191,18 @@ def _encode(model: Any, tokenizer: Any, prompts: Sequence[str | Stretches]) -> l
                 "shorten it"
             )
     return prompt_ids
+
+
+#: As many tokens as a character may be made of, and more.
+_LEAD = 8
+
+
+def _leads(prompts: Sequence[str | Stretches], prompt_ids: Sequence[list[int]]) -> list[list[int]]:
+    """The ids that each text continues: the last ones of a plain text, none of a conversation."""
+    return [
+        ids[-_LEAD:] if isinstance(prompt, str) else []
+        for prompt, ids in zip(prompts, prompt_ids, strict=True)
+    ]
 
 
 def _limits(model: Any, batch: Sequence[Sequence[int]], max_new_tokens: int) -> list[int]:
@@ -346,25 +362,37 @@ def _stop(tokenizer: Any, ends: frozenset[int]) -> Stop:
     return stop
 
 
-def _completion(ids: list[int], tokenizer: Any, ends: frozenset[int]) -> Completion:
-    (decoded,) = _decode([ids], tokenizer)
-    text, marked = strip_end_marker(decoded)
+def _text(ids: list[int], tokenizer: Any, lead: list[int]) -> str:
+    """What was written behind ``lead``; without one, from its first word on.
+
+    By themselves the first tokens lose the space before them: a SentencePiece tokenizer's own.
+    """
+    if not lead:
+        return _decode([ids], tokenizer)[0].lstrip()
+    before, whole = _decode([lead, lead + ids], tokenizer)
+    return whole[len(before) :]
+
+
+def _completion(
+    ids: list[int], tokenizer: Any, ends: frozenset[int], lead: list[int]
+) -> Completion:
+    text, marked = strip_end_marker(_text(ids, tokenizer, lead))
     if marked:
         return Completion(text, len(ids), StoppedBy.end_marker)
     ended = ids[-1] in ends
     return Completion(text, len(ids), StoppedBy.eos if ended else StoppedBy.length)
 
 
-def _showable(ids: list[int], tokenizer: Any) -> str:
+def _showable(ids: list[int], tokenizer: Any, lead: list[int]) -> str:
     """The text so far, less an end that may become an end marker, or a character, or be stripped.
 
     ``Completion.text`` begins with it, whatever follows.
     """
-    (decoded,) = _decode([ids], tokenizer)
-    text, marked = strip_end_marker(decoded)
-    if marked and not decoded.endswith(END_MARKER):
+    written = _text(ids, tokenizer, lead)
+    text, marked = strip_end_marker(written)
+    if marked and not written.endswith(END_MARKER):
         return text
-    return safe_text(decoded.strip().rstrip("\ufffd"), (END_MARKER,)).rstrip()
+    return safe_text(written.rstrip().rstrip("\ufffd"), (END_MARKER,)).rstrip()
 
 
 def _decode(rows: list[list[int]], tokenizer: Any) -> list[str]:

@@ -67,7 +67,7 @@ def test_what_the_model_is_to_write_strips_back_to_the_response() -> None:
 
 
 def test_text_without_marker_says_so() -> None:
-    assert strip_end_marker(" SELECT 1\n") == ("SELECT 1", False)
+    assert strip_end_marker(" SELECT 1\n") == (" SELECT 1", False)
 
 
 def test_a_heading_that_begins_like_the_marker_is_none() -> None:

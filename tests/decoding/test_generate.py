@@ -153,8 +153,28 @@ def test_the_answer_that_training_teaches_comes_back(shared: Path) -> None:
         for text in ("SELECT a FROM b", "Two\nlines: 1, 2.", "naïve — ≥ 3"):
             (ids,) = encode_responses([(Stretch(format_response(text)),)], tokenizer)
             end = tokenizer.eos_token_id
-            completion = module._completion([*ids, end], tokenizer, frozenset({end}))
+            completion = module._completion([*ids, end], tokenizer, frozenset({end}), [])
             assert completion == Completion(text, len(ids) + 1, StoppedBy.end_marker)
+
+
+@pytest.mark.parametrize("folder", ["models/stories260K", "tokenizers/open_llama_v2"])
+def test_what_continues_a_text_begins_where_the_text_ends(shared: Path, folder: str) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(shared / folder)
+    for before, behind in (
+        ("SELECT name FROM", " my_bank"),
+        ("Once upon a ti", "me there was"),
+        ("def f():", "\n    return 1"),
+        ("日本 — ≥", " 3"),
+        ("日本 — ≥", "日本"),
+    ):
+        lead = tokenizer(before).input_ids[-8:]
+        (ids,) = encode_responses([(Stretch(behind),)], tokenizer)
+        for place in range(1, len(ids) + 1):
+            written = ids[:place]
+            text = module._completion(written, tokenizer, frozenset(), lead).text
+            assert behind.startswith(text.rstrip("\ufffd"))
+            assert text.startswith(module._showable(written, tokenizer, lead))
+        assert text == behind
 
 
 # --- batches ------------------------------------------------------------------------------------
