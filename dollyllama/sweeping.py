@@ -9,7 +9,9 @@ report up to date, both from the folders alone.
 from __future__ import annotations
 
 import math
+import multiprocessing
 import re
+import signal
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
@@ -17,6 +19,7 @@ from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from hydra import compose
@@ -31,6 +34,7 @@ from omegaconf import DictConfig, OmegaConf
 from dollyllama import config, remote
 from dollyllama.device import usable_cores
 from dollyllama.files import locked
+from dollyllama.interrupt import Terminated, end_on_sigterm
 from dollyllama.orphans import die_with_parent
 from dollyllama.redact import mask_output
 from dollyllama.study.cells import (
@@ -43,6 +47,7 @@ from dollyllama.study.cells import (
     run_cell,
     slug,
     status_of,
+    wait_for_cells,
 )
 from dollyllama.study.design import fractional_factorial
 from dollyllama.study.lost import prepare
@@ -89,6 +94,7 @@ class Session:
 
     def __init__(self) -> None:
         self.dry_run = False
+        self.interrupted = False
         self.plan: StudyPlan | None = None
         self.search: Search | None = None
         self.folder: Path | None = None
@@ -219,6 +225,8 @@ class StudyCallback(Callback):
 
     def _plan(self, master: DictConfig) -> None:
         folder = Path(master.hydra.sweep.dir).absolute()
+        if str(master.hydra.launcher._target_).endswith(".JoblibLauncher"):
+            _end_cells_first(folder)
         if not str(master.hydra.sweeper._target_).endswith(".BasicSweeper"):
             SESSION.search = _search(master, folder)
             return
@@ -262,6 +270,26 @@ class StudyCallback(Callback):
         # starts, with the cores idle: 20 s of the default study.
         Sweeper.validate_batch_is_legal = _composed_already  # type: ignore[method-assign]
         SESSION.start(plan, folder)
+
+
+def _end_cells_first(folder: Path) -> None:
+    """Let cells write their checkpoints before Ctrl-C or SIGTERM ends this process.
+
+    joblib would kill its workers and all that they started. What comes a second time ends at once.
+    """
+
+    def end(number: int, frame: FrameType | None) -> None:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+        for worker in multiprocessing.active_children():
+            worker.terminate()  # each passes it on to its cell
+        wait_for_cells(folder)
+        signal.raise_signal(number)
+
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: each for number, each in handlers.items() if callable(each)}  # none ignored
+    for number in before:
+        signal.signal(number, end)
 
 
 def _composed_already(self: Sweeper, batch: Sequence[Sequence[str]]) -> None:
@@ -373,6 +401,12 @@ def run_job(composed: DictConfig, hydra_config: Any) -> float | None:
     from dollyllama.study.analyse import direction
 
     die_with_parent()
+    if (
+        SESSION.interrupted
+    ):  # its worker has been told to end, and gets what was waiting all the same
+        raise Terminated
+    if multiprocessing.parent_process() is not None:
+        end_on_sigterm()
     mask_output(stdout=True)  # a worker's own
     folder = Path(hydra_config.runtime.cwd, hydra_config.sweep.dir)  # a worker may be elsewhere
     overrides = list(hydra_config.overrides.task)
@@ -399,15 +433,19 @@ def run_job(composed: DictConfig, hydra_config: Any) -> float | None:
     hopeless = partial(_hopeless, folder, cells, run.sweep.fail_fast)
     if hopeless():
         return None
-    status, reason = run_cell(
-        run,
-        planned,
-        folder,
-        share=partial(slot, folder, _at_once_of(hydra_config)),
-        hopeless=hopeless,
-        minutes=run.sweep.cell_minutes,
-        prune=None if rule is None else rule.verdict,
-    )
+    try:
+        status, reason = run_cell(
+            run,
+            planned,
+            folder,
+            share=partial(slot, folder, _at_once_of(hydra_config)),
+            hopeless=hopeless,
+            minutes=run.sweep.cell_minutes,
+            prune=None if rule is None else rule.verdict,
+        )
+    except KeyboardInterrupt:
+        SESSION.interrupted = True
+        raise
     value = _primary(folder / planned.folder, run.evaluation.primary)
     if not cells:  # nobody watches over a search
         result = reason if value is None else f"{run.evaluation.primary} {value:.4f}"

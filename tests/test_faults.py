@@ -185,6 +185,42 @@ def end_group(process: subprocess.Popen[bytes]) -> None:
     os.killpg(process.pid, signal.SIGTERM)
 
 
+def interrupt_group(process: subprocess.Popen[bytes]) -> None:
+    """Ctrl-C."""
+    os.killpg(process.pid, signal.SIGINT)
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        subprocess.Popen.terminate,
+        pytest.param(end_group, marks=pytest.mark.slow),
+        pytest.param(interrupt_group, marks=pytest.mark.slow),
+    ],
+)
+def test_cells_that_run_side_by_side_write_a_checkpoint_and_no_other_begins(
+    tmp_path: Path, end: Callable[[subprocess.Popen[bytes]], None]
+) -> None:
+    folder = tmp_path / "sweep"
+    command = [
+        *(sys.executable, "sweep.py", *UNMEASURED, "sweep=none", "seed=range(4)"),
+        *("hydra.launcher.n_jobs=2", "trainer.max_steps=100000", f"hydra.sweep.dir={folder}"),
+    ]
+
+    def training() -> bool:
+        return sum(bool(path.read_text()) for path in folder.glob("*/metrics.jsonl")) == 2
+
+    status, said = disturbed(command, training, end, tmp_path / "log.txt")
+    assert (status, said.splitlines()[-1]) == (
+        launch.RESUMABLE,
+        "interrupted: the same command goes on",
+    )
+    results = list(folder.glob("*/result.json"))
+    statuses = [json.loads(each.read_text(encoding="utf-8"))["status"] for each in results]
+    assert statuses == ["interrupted"] * 2
+    assert all(list(each.parent.glob("checkpoints/checkpoint-*")) for each in results)
+
+
 @pytest.mark.parametrize(
     "end", [pytest.param(subprocess.Popen.terminate, marks=pytest.mark.slow), end_group]
 )

@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
@@ -20,7 +22,7 @@ from dollyllama.explain import one_line
 from dollyllama.files import locked, read_json_lines, read_signed_json, write_signed_json
 from dollyllama.redact import redact
 from dollyllama.study.identity import fingerprints
-from dollyllama.study.isolate import End, Ended, run_isolated
+from dollyllama.study.isolate import GRACE_SECONDS, End, Ended, run_isolated
 from dollyllama.tracking import CELL_FILE
 
 LOG_FILE = "log.txt"
@@ -163,6 +165,26 @@ def run_cell(
     if (mirror := remote.mirror_of(folder, run.tracking.mirror, "*")) is not None:
         mirror.try_update()
     return status_of(folder)
+
+
+def wait_for_cells(sweep: Path) -> None:
+    """Let cells of this machine that were told to end write their checkpoints.
+
+    For GRACE_SECONDS at most, which is what they have themselves. A line on stderr says that it
+    waits.
+    """
+    told = False
+    last = time.monotonic() + GRACE_SECONDS
+    for file in sorted(sweep.glob(f"*/{CELL_FILE}")):
+        while time.monotonic() < last:
+            try:
+                with locked(file.parent, "busy"):
+                    break
+            except ValueError:
+                if not told:
+                    print("waiting for cells to write their checkpoints", file=sys.stderr)
+                told = True
+                time.sleep(0.2)
 
 
 def _lock(sweep: Path, name: str) -> Path:
