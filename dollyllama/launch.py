@@ -166,6 +166,9 @@ def _prepare_sweep(sweeps: bool) -> None:
             if _overridden_key(argument).partition(".")[0] == "sweep":
                 raise ValueError(f"{argument} has no effect on a single run: add --multirun")
         return
+    for argument in sys.argv[1:]:
+        if _overridden_key(argument) == "resume":
+            raise ValueError(f"{argument} has no effect on a sweep: its command goes on by itself")
     if not any(argument.startswith("hydra.sweep.dir=") for argument in sys.argv[1:]):
         choice = "tips" if Path(sys.argv[0]).stem == "sweep" else "multirun"
         folder = sweeping.default_folder(sys.argv[1:], choice)

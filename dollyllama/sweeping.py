@@ -259,6 +259,11 @@ class StudyCallback(Callback):
                 f"{plan.baseline}; put the recipe first, ablation=baseline,{plan.baseline},…",
                 file=sys.stderr,
             )
+        if len({cell.seed for cell in plan.cells}) == 1 < len({c.variant for c in plan.cells}):
+            print(
+                "one seed: no effect will have an interval; seed=range(3) runs each with three",
+                file=sys.stderr,
+            )
         if SESSION.dry_run:
             print(plan_text(plan, _shown(folder), at_once=at_once))
             raise SystemExit(launch.MENDABLE if plan.refused else 0)
@@ -297,15 +302,27 @@ def _composed_already(self: Sweeper, batch: Sequence[Sequence[str]]) -> None:
 
 
 def _check_claims(plan: StudyPlan) -> None:
-    """Refuse a claim about what is neither a variant of the sweep nor an ablation."""
+    """Refuse a claim or factor that is neither a variant of the sweep nor an ablation."""
     from dollyllama import launch
 
     known = {cell.variant for cell in plan.cells} | plan.left_out.keys()
     known |= {path.stem for path in (launch.CONF / "ablation").glob("*.yaml")}
-    for key in ("tips", "better"):
-        for name in getattr(plan.settings, key).keys() - known:
+    known |= {part for variant in known for part in variant.split("+")}
+    settings = plan.settings
+    named = [
+        (f"sweep.{key}.{name}", name)
+        for key in ("tips", "better")
+        for name in getattr(settings, key)
+    ]
+    named += [
+        (f"sweep.{key}={name}", name)
+        for key in ("factors", "optional")
+        for name in getattr(settings, key)
+    ]
+    for shown, name in named:
+        if name not in known:
             near = get_close_matches(name, known, n=1, cutoff=0.0)[0]
-            raise ValueError(f"sweep.{key}.{name} names no variant: did you mean {near}?")
+            raise ValueError(f"{shown} names no variant: did you mean {near}?")
 
 
 def _search(master: DictConfig, folder: Path) -> Search:

@@ -42,7 +42,7 @@ COSTS = {
     "cost/evaluation_seconds": ("seconds", "evaluate_after"),
     "cost/trainable_parameters": ("parameters", "trainable"),
 }
-#: The exit code of a run that was stopped and can go on, as that of train.py.
+#: The exit code of a run that was stopped and can go on, as shells tell of Ctrl-C.
 INTERRUPTED = 130
 #: W&B refuses longer tags and names.
 _TAG_CHARACTERS = 64

@@ -305,7 +305,8 @@ def test_a_dry_run_names_what_cannot_run(
 
 def test_a_baseline_that_drops_a_tip_is_told(launched: Launch, working_folder: Path) -> None:
     status, (line,) = launched(
-        *("--multirun", "ablation=rank_8,sgd", "+sweep.tips.rank_8=16 rather than 8", "--dry-run")
+        *("--multirun", "ablation=rank_8,sgd", "seed=0,1", "--dry-run"),
+        "+sweep.tips.rank_8=16 rather than 8",
     )
     assert status == 0
     assert line.startswith("no claim will be judged: they are about the recipe, and the baseline")
@@ -321,6 +322,10 @@ def test_overrides_and_flags_may_stand_in_any_order(
 #: What makes no sense as a sweep, and what is said of it.
 SENSELESS = {
     ("seed=0,1", "+sweep.tips.rnak_8=more"): "sweep.tips.rnak_8 names no variant: did you mean",
+    ("seed=0,1", "sweep.factors=[rank_8,no_dropoutt]"): (
+        "sweep.factors=no_dropoutt names no variant: did you mean no_dropout?"
+    ),
+    ("seed=0,1", "resume=runs/x"): "resume=runs/x has no effect on a sweep: its command goes on",
     ("hydra/launcher=ray", "seed=0,1"): "hydra/launcher=ray needs a plugin: docs/ray.md",
     ("hydra/launcher=ray_cluster", "seed=0,1"): "hydra/launcher=ray_cluster needs a plugin: docs/",
     ("seed=0,0",): "seed 0 of baseline is there twice",
@@ -406,7 +411,8 @@ def test_a_variant_that_changes_nothing_is_left_out_and_told(
     arguments = ("ablation=baseline,no_dropout,rank_8", "lora.dropout=0.0")
     _, lines = launched("--multirun", *arguments)
     assert {planned.variant for _, planned, _ in cells} == {"baseline", "rank_8"}
-    assert lines[0] == "left out: no_dropout: the same as baseline: it changes nothing"
+    assert "left out: no_dropout: the same as baseline: it changes nothing" in lines
+    assert "one seed: no effect will have an interval; seed=range(3) runs each with three" in lines
     (plan,) = working_folder.glob("runs/sweeps/*/sweep.json")
     left_out = json.loads(plan.read_text(encoding="utf-8"))["left_out"]
     assert left_out == {"no_dropout": "the same as baseline: it changes nothing"}

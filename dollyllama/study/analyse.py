@@ -196,7 +196,9 @@ def analyse(plan: Plan, cells: Sequence[Cell]) -> Study:
     tables = {name: _Tables(_finished(groups[name])) for name in order}
     base = tables.get(plan.baseline, _Tables([]))
     first = next((each.config for each in groups.get(plan.baseline, []) if each.config), {})
-    adapters = {each.training for each in groups.get(plan.baseline, [])} - {None}
+    adapters = {
+        (each.seed, each.training) for each in groups.get(plan.baseline, []) if each.training
+    }
     variants = [
         _variant(
             name,
@@ -382,7 +384,7 @@ def _compare(
     if not seeds or not examples:
         what = "held-out example" if seeds else "seed"
         return Comparison(name, metric, primary, None, f"it shares no {what} with the baseline")
-    unpaired = max(len(left.examples), len(right.examples)) - len(examples)
+    unpaired = len(left.examples) + len(right.examples) - 2 * len(examples)
     left, right = left.part(seeds, examples), right.part(seeds, examples)
     weights = _weights(metric, examples, (left.weights + right.weights) / 2)
     effect = paired_effect(left.values, right.values, weights, limits=_limits(metric))
@@ -424,9 +426,12 @@ def _variant(
     own: _Tables,
     base: _Tables,
     origin: dict[str, Any],
-    adapters: set[str | None],
+    adapters: set[tuple[int, str]],
 ) -> Variant:
-    trains = name == plan.baseline or not adapters.issuperset(cell.training for cell in cells)
+    # A seed that the baseline lacks says nothing of whose adapter the others have.
+    paired = {(cell.seed, cell.training) for cell in cells} if adapters else set()
+    paired = {each for each in paired if each[0] in {seed for seed, _ in adapters}}
+    trains = name == plan.baseline or not paired or not paired <= adapters
     decides = plan.primary if trains else plan.answers_primary or plan.primary
     level, comparison, exploratory = None, None, []
     if decides is not None and (table := own[decides]) is not None:

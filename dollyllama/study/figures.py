@@ -322,7 +322,7 @@ def _grid(x: Scale, y: Scale, *, percent: bool = False) -> list[str]:
     """Grid lines with their numbers: steps or costs below, the metric to the left."""
     parts = []
     ticks = y.ticks(5)
-    labels = [f"{tick:g}" for tick in ticks] if y.log else tick_labels(ticks, percent=percent)
+    labels = [f"{tick:.3g}" for tick in ticks] if y.log else tick_labels(ticks, percent=percent)
     for tick, label in zip(ticks, labels, strict=True):
         at = _percent(1 - y.share(tick))
         parts.append(f'<line class="grid" x1="0" x2="100%" y1="{at}" y2="{at}"/>')

@@ -100,7 +100,7 @@ def plan_study(jobs: Sequence[tuple[Job, Planned | None]]) -> StudyPlan:
         baseline=baseline,
         settings=settings,
         primary=first.evaluation.primary,
-        budget=budget_of(first.trainer),
+        budget=" or ".join(dict.fromkeys(budget_of(run.trainer) for _, run in possible)),
         steps=first.trainer.max_steps,
         tracking=first.tracking,
     )
@@ -139,7 +139,8 @@ def budget_of(trainer: config.Trainer) -> str:
     """What every cell has in common: "48 steps of 8 rows"."""
     rows = trainer.batch_size * trainer.accumulation
     if trainer.max_steps is not None:
-        return f"{trainer.max_steps:,} steps of {rows} rows"
+        steps = "1 step" if trainer.max_steps == 1 else f"{trainer.max_steps:,} steps"
+        return f"{steps} of {rows} rows"
     if trainer.max_tokens is not None:
         return f"{trainer.max_tokens:,} training tokens in steps of {rows} rows"
     if trainer.max_seconds is not None:
@@ -159,6 +160,7 @@ def write_plan(plan: StudyPlan, folder: Path, command: Sequence[str]) -> None:
         "answers_primary": plan.settings.answers_primary,
         "relevant": plan.settings.relevant,
     }
+    claims = {"tips": plan.settings.tips, "better": plan.settings.better}
     write_signed_json(
         folder / PLAN_FILE,
         {
@@ -166,9 +168,10 @@ def write_plan(plan: StudyPlan, folder: Path, command: Sequence[str]) -> None:
             "baseline": plan.baseline,
             "seeds": seeds,
             **judging,
-            "judged_first": _judged_first(folder, {**judging, "seeds": seeds}),
-            "tips": plan.settings.tips,
-            "better": plan.settings.better,
+            **claims,
+            "judged_first": _judged_first(
+                folder, {"baseline": plan.baseline, **judging, **claims, "seeds": seeds}
+            ),
             "factors": plan.settings.factors,
             "budget": plan.budget,
             "cells": [asdict(cell) for cell in plan.cells],

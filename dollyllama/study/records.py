@@ -39,6 +39,7 @@ _NO_PART_OF_A_VARIANT = frozenset({"seed", "tracking", "resume", "sweep"})
 _RELEVANT = 0.02
 #: What decides and what matters, by its key in ``sweep.json``.
 _JUDGING = {
+    "baseline": "the baseline",
     "primary": "the metric",
     "answers_primary": "the metric of answers",
     "relevant": "the share that matters,",
@@ -216,6 +217,8 @@ def read_sweep(
             for key, value in (plan.get("judged_first") or {}).items()
             if key in _JUDGING and value != plan.get(key)
         ]
+        if others := _claims_since(plan):
+            afterwards.append(f"what is claimed of {', '.join(others)}")
     added = sorted({seed for place in ran for seed in _added_seeds(sweeps[place])})
     if added:
         warnings.append(
@@ -748,6 +751,19 @@ def _claims(
 def _claiming(plan: Mapping[str, Any]) -> set[str]:
     """The variants of a sweep about which it makes a claim."""
     return {*(plan.get("tips") or ()), *(plan.get("better") or ())}
+
+
+def _claims_since(plan: Mapping[str, Any]) -> list[str]:
+    """The variants about which a sweep claimed something else when the first cell was finished."""
+    first = plan.get("judged_first") or {}
+    return sorted(
+        {
+            name
+            for key in ("tips", "better")
+            if key in first
+            for name, _ in set(first[key].items()) ^ set((plan.get(key) or {}).items())
+        }
+    )
 
 
 def _added_seeds(plan: Mapping[str, Any]) -> set[int]:

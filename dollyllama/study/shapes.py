@@ -57,7 +57,15 @@ _SHAPES: dict[str, Mapping[str, Any]] = {
         "left_out": {_ANY: str},
         "factors": [str],
         "budget": str,
-        "judged_first": {"primary": str, "answers_primary": str, "relevant": float, "seeds": [int]},
+        "judged_first": {
+            "baseline": str,
+            "primary": str,
+            "answers_primary": str,
+            "relevant": float,
+            "tips": {_ANY: str},
+            "better": {_ANY: str},
+            "seeds": [int],
+        },
         "cells!": [{"folder!": str, "variant!": str, "seed!": int}],
     },
 }

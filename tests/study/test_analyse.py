@@ -103,6 +103,20 @@ def test_whose_training_an_adapter_is_decides_nothing(tmp_path: Path) -> None:
     assert baseline.cells[0].curve == nucleus.cells[0].curve
 
 
+def test_a_seed_that_the_baseline_lacks_changes_no_metric_that_decides(tmp_path: Path) -> None:
+    sweep = study_record.write_sweep(tmp_path / "sweep", VARIANTS)
+    extra = tmp_path / "extra"
+    study_record.write_sweep(extra, {"nucleus": VARIANTS["nucleus"]}, seeds=(3,))
+    for folder in (sweep, extra):  # training depends on the seed, as in a real sweep
+        for file in folder.glob("*/cell.json"):
+            about = json.loads(file.read_text(encoding="utf-8"))
+            write_json(file, about | {"training": f"{about['training']} {about['seed']}"})
+    study = study_of(sweep, extra, baseline="baseline")
+    assert [cell.seed for cell in named(study, "nucleus").cells] == [0, 1, 2, 3]
+    assert primary(study, "nucleus").metric == "score/all"
+    assert primary(study, "rank_8").metric == "loss/all"
+
+
 def test_a_cells_curve_is_read_from_no_folder_but_one_beside_it(tmp_path: Path) -> None:
     study_record.write_cell(tmp_path / "outside", variant="baseline")
     for trained_by in ("../outside", "..", ""):
@@ -128,6 +142,16 @@ def test_what_is_to_decide_is_named_before_the_cells_are_run(sweep: Path) -> Non
     (line,) = [line for line in study_of(sweep).warnings if "chosen after" in line]
     assert "the metric f1/dolly in place of loss/all" in line
     assert "the share that matters, 0.9 in place of 0.02" in line
+
+
+def test_a_baseline_and_claims_that_are_chosen_later_are_told(sweep: Path) -> None:
+    first = {"baseline": "baseline", "tips": TIPS, "better": {}}
+    rewrite_plan(sweep, judged_first=first)
+    assert not any("chosen after" in line for line in study_of(sweep).warnings)
+    rewrite_plan(sweep, baseline="rank_4", better={"rank_8": "foo"})
+    (line,) = [line for line in study_of(sweep).warnings if "chosen after" in line]
+    assert "the baseline rank_4 in place of baseline" in line
+    assert "what is claimed of rank_8" in line
 
 
 def test_seeds_that_were_added_later_are_told(sweep: Path) -> None:
@@ -373,7 +397,7 @@ def test_only_shared_examples_are_compared(sweep: Path) -> None:
     study = study_of(sweep)
     comparison = primary(study, "rank_8")
     assert comparison.effect is not None
-    assert (comparison.effect.examples, comparison.unpaired) == (36, 4)
+    assert (comparison.effect.examples, comparison.unpaired) == (36, 8)
     assert any(line.startswith("rank_8 was measured on other held-out") for line in study.warnings)
 
 
@@ -509,7 +533,7 @@ def test_the_level_is_of_the_examples_that_are_compared(sweep: Path) -> None:
     comparison, level = primary(study, "rank_8"), named(study, "rank_8").level
     assert comparison.effect is not None
     assert comparison.baseline is not None
-    assert comparison.unpaired == 4
+    assert comparison.unpaired == 8
     assert level is not None
     assert level.value == pytest.approx(comparison.baseline + comparison.effect.value, rel=1e-9)
 
