@@ -150,6 +150,12 @@ class Variant:
     def finished(self) -> list[Cell]:
         return [cell for cell in self.cells if cell.status is CellStatus.finished]
 
+    @property
+    def diverged(self) -> str | None:
+        """How many of its seeds diverged, in words; None when none did."""
+        count = sum(cell.status is CellStatus.diverged for cell in self.cells)
+        return f"{count} of {len(self.cells)} seeds diverged" if count else None
+
 
 @dataclass(frozen=True, slots=True)
 class Study:
@@ -537,6 +543,9 @@ def _with_verdict(variant: Variant, comparison: Comparison) -> Variant:
     lower_is_better = direction(comparison.metric) < 0
     if comparison.standing is Standing.different:
         return replace(variant, comparison=comparison)  # neither better nor worse
+    if comparison.standing is Standing.better and variant.diverged:
+        missing = f"{variant.diverged}, and a gain of the others alone is none"
+        return replace(variant, comparison=replace(comparison, effect=None, missing=missing))
     # The verdict is on a tip that is dropped; one that is followed is supported the other way.
     dropped = variant.drops_tip or variant.tip is None
     judged = verdict(

@@ -120,9 +120,10 @@ def verdict(variant: Variant) -> str:
 def finding(variant: Variant) -> str:
     """What was found about a compared variant, with the number: half a sentence."""
     assert variant.comparison is not None
-    if variant.tip is None:
-        return told(variant.comparison)
-    return told(variant.comparison, start="without it " if variant.drops_tip else "with it ")
+    start = "" if variant.tip is None else "without it " if variant.drops_tip else "with it "
+    found = told(variant.comparison, start=start)
+    also = variant.diverged if variant.comparison.effect is not None else None
+    return found if also is None else f"{found}; {also}"
 
 
 def told(comparison: Comparison, *, start: str = "") -> str:

@@ -117,6 +117,33 @@ def test_a_seed_that_the_baseline_lacks_changes_no_metric_that_decides(tmp_path:
     assert primary(study, "rank_8").metric == "loss/all"
 
 
+@pytest.mark.parametrize(("shift", "standing"), [(-0.5, Standing.unknown), (0.5, Standing.worse)])
+def test_seeds_that_diverged_are_an_outcome(
+    tmp_path: Path, shift: float, standing: Standing
+) -> None:
+    variants = {"baseline": {}, "rank_8": {"shift": shift, "settings": {"lora__r": 8}}}
+    sweep = study_record.write_sweep(
+        tmp_path / "sweep", variants, seeds=range(5), tips={"rank_8": "rank 16"}
+    )
+    for seed in (3, 4):
+        path = sweep / f"rank_8.seed_{seed}"
+        study_record.write_cell(
+            path,
+            variant="rank_8",
+            seed=seed,
+            settings={"lora__r": 8},
+            status="diverged",
+            error="NaN",
+        )
+    study = study_of(sweep)
+    comparison = primary(study, "rank_8")
+    assert comparison.standing is standing
+    assert (comparison.effect is None) is (shift < 0)
+    (line,) = wording.tip_lines(study)
+    assert "2 of 5 seeds diverged" in line
+    assert "contradicted" not in line
+
+
 def test_a_cells_curve_is_read_from_no_folder_but_one_beside_it(tmp_path: Path) -> None:
     study_record.write_cell(tmp_path / "outside", variant="baseline")
     for trained_by in ("../outside", "..", ""):
