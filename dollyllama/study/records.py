@@ -430,10 +430,10 @@ def _unlike_the_record(
     for row in losses:
         for source in ("all", row["source"]):
             nats[f"loss/{source}"].append((row["loss"], row["tokens"]))
-    asked: dict[str, set[str]] = defaultdict(set)
+    asked: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for row in samples:
-        for score in row["scores"]:
-            asked[f"{score}/{row['source']}"].add(row["id"])
+        for score, value in row["scores"].items():
+            asked[f"{score}/{row['source']}"][row["id"]].append(value)
     problems: dict[str, str] = {}
     for metric in _metric_rows(result):
         name, value, n = metric["name"], metric["value"], metric["n"]
@@ -446,12 +446,20 @@ def _unlike_the_record(
             continue  # made of the others
         if found != n:
             told = f"holds {found} examples of {name} where result.json counts {n}"
-        elif what == "loss" and found and not _is_ratio(nats[name], value):
+        elif found and not (
+            _is_ratio(nats[name], value) if what == "loss" else _is_mean(asked[name], value)
+        ):
             told = f"does not add up to the {name} in result.json"
         else:
             continue
         problems.setdefault(file, f"{file} is damaged or missing: it {told}")
     return list(problems.values())
+
+
+def _is_mean(answers: Mapping[str, Sequence[float]], value: float | None) -> bool:
+    """Of each question's mean, as ``evaluation.suite.average`` has it."""
+    mean = math.fsum(math.fsum(each) / len(each) for each in answers.values()) / len(answers)
+    return value is not None and math.isclose(mean, value, rel_tol=1e-6, abs_tol=1e-12)
 
 
 def _is_ratio(parts: Sequence[tuple[float, float]], value: float | None) -> bool:

@@ -257,6 +257,11 @@ def test_rows_that_do_not_make_up_the_record_damage_a_cell(sweep: Path) -> None:
     assert reason() is None
     write_text(samples, halves[samples])
     assert str(reason()).startswith("samples.jsonl is damaged or missing: it holds 5 examples of")
+    rows = [json.loads(line) for line in whole[samples].splitlines()]
+    first = rows[0]["scores"]
+    rows[0]["scores"] = {name: 1 - value for name, value in first.items()}
+    write_json_lines(samples, rows)
+    assert "samples.jsonl is damaged or missing: it does not add up to" in str(reason())
     samples.unlink()
     losses.unlink()
     assert str(reason()).count("is damaged or missing: it holds 0 examples") == 2
