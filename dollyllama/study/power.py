@@ -13,16 +13,19 @@ from dollyllama.study.wording import size
 def power_lines(study: Study, *, seeds: int) -> list[str]:
     """What ``seeds`` find 4 times in 5, and the seeds that the smallest relevant effect needs.
 
-    A line for the claims and one for the other variants, for each metric that decides: p-values are
-    corrected within these, which share the error rate (the first of Holm's steps counts). From the
-    spread between seeds and examples of the finished cells of ``study``, medians over the variants
-    that have an interval.
+    A line for the claims, one for the other variants and one for what they do together, for each
+    metric that decides: p-values are corrected within these, which share the error rate (the first
+    of Holm's steps counts). From the spread between seeds and examples of the finished cells of
+    ``study``, medians over what has an interval.
     """
     families: dict[tuple[str, str], list[Comparison]] = {}
     for variant in study.variants:
         if variant.comparison is not None:
             name = "other variants" if variant.tip is None else "claims"
             families.setdefault((name, variant.comparison.metric), []).append(variant.comparison)
+    for comparison in study.joint:
+        name = "factors" if study.plan.factors else "interactions"
+        families.setdefault((name, comparison.metric), []).append(comparison)
     sizes = {
         name: sum(len(found) for (other, _), found in families.items() if other == name)
         for name, _ in families
