@@ -564,17 +564,19 @@ def _joint(
     plan: Plan, variants: list[Variant], tables: Mapping[str, _Tables]
 ) -> tuple[list[Comparison], list[str]]:
     """What variants do together, and what stands in the way of saying it."""
-    parts = {each.name: _parts(each.name, plan) for each in variants}
-    by_name = {each.name: each for each in variants}
     if plan.factors:
         return _factorial(plan, tables)
+    if plan.baseline not in tables:
+        return [], []
+    parts = {each.name: _parts(each.name, plan) for each in variants}
+    alone = {parts[each.name][0]: each for each in variants if len(parts[each.name]) == 1}
     interactions = []
     for variant in variants:
         pair = parts[variant.name]
-        if len(pair) == 2 and variant.decides and {*pair, plan.baseline} <= parts.keys():
-            names = [plan.baseline, *pair, variant.name]
+        if len(pair) == 2 and variant.decides and alone.keys() >= {*pair}:
+            names = [plan.baseline, *(alone[part].name for part in pair), variant.name]
             # One that changes the answers alone does so with any other.
-            metric = min((by_name[name] for name in pair), key=lambda each: each.trains).decides
+            metric = min((alone[part] for part in pair), key=lambda each: each.trains).decides
             found = _stacked(names, metric, tables) if metric else None
             if metric and found is not None:
                 baseline, first, second, both = found.values
@@ -586,8 +588,15 @@ def _joint(
 
 
 def _parts(name: str, plan: Plan) -> list[str]:
-    """The ablations that a variant is made of: "a+b" is of two."""
-    return [] if name == plan.baseline else name.split("+")
+    """The changes that a variant is made of: "a+b" is of two.
+
+    Of a product of axes those of its values that are not the baseline's.
+    """
+    own, base = name.split("+"), plan.baseline.split("+")
+    keys = [[part.partition("=")[0] for part in each] for each in (own, base)]
+    if keys[0] == keys[1] and "=" in plan.baseline:
+        return [part for part in own if part not in base]
+    return [] if name == plan.baseline else own
 
 
 def _factorial(plan: Plan, tables: Mapping[str, _Tables]) -> tuple[list[Comparison], list[str]]:

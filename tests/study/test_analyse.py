@@ -320,6 +320,24 @@ def test_variants_that_were_also_run_together_are_tested_for_interaction(tmp_pat
     assert found.corrected_p == 2 * found.effect.p  # one of two families, each with half of the 5 %
 
 
+def test_a_product_of_axes_tells_interactions(tmp_path: Path) -> None:
+    shifts = {(8, 1): 0.0, (16, 1): 0.05, (8, 2): 0.08, (16, 2): 0.33, (32, 1): 0.1}
+    variants = {
+        f"lora.r={r}+optimizer.lr={lr}": {
+            "shift": shift,
+            "settings": {"lora__r": r, "optimizer__lr": float(lr)},
+        }
+        for (r, lr), shift in shifts.items()
+    }
+    sweep = study_record.write_sweep(
+        tmp_path / "sweep", variants, baseline="lora.r=8+optimizer.lr=1"
+    )
+    (found,) = study_of(sweep).joint
+    assert (found.variant, found.standing) == ("lora.r=16 × optimizer.lr=2", Standing.worse)
+    assert found.effect is not None
+    assert found.effect.value == pytest.approx(0.2, abs=0.03)
+
+
 def factorial(tmp_path: Path) -> Path:
     """a costs 0.1, b 0.2, c nothing; a and b together 0.3 on top."""
     names = ["+".join(each) for size in range(4) for each in combinations(["a", "b", "c"], size)]
