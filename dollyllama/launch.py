@@ -173,6 +173,10 @@ def _prepare_sweep(sweeps: bool) -> None:
         choice = "tips" if Path(sys.argv[0]).stem == "sweep" else "multirun"
         folder = sweeping.default_folder(sys.argv[1:], choice)
         sys.argv.insert(1, f"hydra.sweep.dir='{folder}'")
+    # From a config that does not compose Hydra cannot tell that it is a sweep's, and would blame
+    # the axes.
+    if not {*_PRINTING, "--multirun", "-m"} & set(sys.argv[1:]):
+        sys.argv.append("--multirun")
 
 
 @contextmanager

@@ -115,7 +115,9 @@ class Session:
         )
         self._held.enter_context(locked(folder / ".sweep", busy))
         self.plan, self.folder = plan, folder
-        write_plan(plan, folder, [Path(sys.argv[0]).name, *sys.argv[1:]])
+        name = Path(sys.argv[0]).name
+        words = [each for each in sys.argv[1:] if each != "--multirun" or name != "sweep.py"]
+        write_plan(plan, folder, [name, *words])
         # Cells see to themselves.
         self._mirror = remote.mirror_of(folder, plan.tracking.mirror, "*")
         if self._mirror is not None:

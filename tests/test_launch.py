@@ -387,10 +387,13 @@ def test_a_plan_that_fails_in_any_way_runs_nothing(
         (("seeds=0",), "seeds must be at least 1, not 0"),
         (("lora.r=8,16", "seed=range(0,0)"), "the sweep has no cells"),
         (("sweep=none", "seeds=5"), "seeds=5 has no effect with axes of your own"),
+        # Not that it has several values.
+        (("sweep=none", "seed=0,1", "lora.r=abc"), "lora.r must be a whole number, not abc"),
+        (("sweep=none", "seed=0,1", "trainer.nope=3"), "trainer.nope is no key of this config"),
     ],
     ids=" ".join,
 )
-def test_a_number_of_seeds_that_does_nothing_is_refused(
+def test_what_makes_no_study_is_refused(
     arguments: tuple[str, ...],
     told: str,
     monkeypatch: pytest.MonkeyPatch,
