@@ -543,9 +543,15 @@ def _with_verdict(variant: Variant, comparison: Comparison) -> Variant:
     lower_is_better = direction(comparison.metric) < 0
     if comparison.standing is Standing.different:
         return replace(variant, comparison=comparison)  # neither better nor worse
-    if comparison.standing is Standing.better and variant.diverged:
-        missing = f"{variant.diverged}, and a gain of the others alone is none"
-        return replace(variant, comparison=replace(comparison, effect=None, missing=missing))
+    if comparison.standing in (Standing.better, Standing.no_difference) and variant.diverged:
+        withheld = replace(
+            comparison,
+            effect=None,
+            missing=f"{variant.diverged}, and the others alone flatter it",
+            corrected_p=None,
+            detectable=None,
+        )
+        return replace(variant, comparison=withheld)
     # The verdict is on a tip that is dropped; one that is followed is supported the other way.
     dropped = variant.drops_tip or variant.tip is None
     judged = verdict(
@@ -570,21 +576,27 @@ def _joint(
         return [], []
     parts = {each.name: _parts(each.name, plan) for each in variants}
     alone = {parts[each.name][0]: each for each in variants if len(parts[each.name]) == 1}
-    interactions = []
+    by_name = {each.name: each for each in variants}
+    kinds: dict[tuple[str, bool], list[Comparison]] = defaultdict(list)
+    lacking = []
     for variant in variants:
         pair = parts[variant.name]
         if len(pair) == 2 and variant.decides and alone.keys() >= {*pair}:
             names = [plan.baseline, *(alone[part].name for part in pair), variant.name]
             # One that changes the answers alone does so with any other.
-            metric = min((alone[part] for part in pair), key=lambda each: each.trains).decides
+            decider = min((alone[part] for part in pair), key=lambda each: each.trains)
+            metric = decider.decides
+            if diverged := [f"{name}: {why}" for name in names if (why := by_name[name].diverged)]:
+                lacking.append(f"no interaction of {' and '.join(pair)}: {'; '.join(diverged)}")
+                continue
             found = _stacked(names, metric, tables) if metric else None
             if metric and found is not None:
                 baseline, first, second, both = found.values
                 effect = interaction(
                     baseline, first, second, both, found.weights, limits=_limits(metric)
                 )
-                interactions.append(_term(pair, metric, effect, found, plan))
-    return _moderated(interactions), []
+                kinds[metric, decider.trains].append(_term(pair, metric, effect, found, plan))
+    return [term for alike in kinds.values() for term in _moderated(alike)], lacking
 
 
 def _parts(name: str, plan: Plan) -> list[str]:
@@ -667,6 +679,11 @@ def _warnings(
     return [
         *plan.warnings,
         *_about_baseline(plan, base),
+        *(
+            f"the baseline: {each.diverged}; the others are compared with its other seeds alone"
+            for each in variants
+            if each.name == plan.baseline and each.diverged
+        ),
         *_about_seeds(variants, base),
         *_about_metrics(variants, tables),
         *_about_examples(variants, base),

@@ -122,8 +122,8 @@ def finding(variant: Variant) -> str:
     assert variant.comparison is not None
     start = "" if variant.tip is None else "without it " if variant.drops_tip else "with it "
     found = told(variant.comparison, start=start)
-    also = variant.diverged if variant.comparison.effect is not None else None
-    return found if also is None else f"{found}; {also}"
+    also = variant.diverged
+    return found if also is None or also in found else f"{found}; {also}"
 
 
 def told(comparison: Comparison, *, start: str = "") -> str:

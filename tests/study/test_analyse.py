@@ -117,7 +117,35 @@ def test_a_seed_that_the_baseline_lacks_changes_no_metric_that_decides(tmp_path:
     assert primary(study, "rank_8").metric == "loss/all"
 
 
-@pytest.mark.parametrize(("shift", "standing"), [(-0.5, Standing.unknown), (0.5, Standing.worse)])
+def test_interactions_share_luck_within_their_metric_alone(tmp_path: Path) -> None:
+    answering = {"trained_by": "baseline.seed_0"}
+    variants: dict[str, dict[str, Any]] = {
+        "baseline": {},
+        "a": {"shift": 0.05, "settings": {"lora__r": 2}},
+        "b": {"shift": 0.08, "settings": {"lora__r": 3}},
+        "a+b": {"shift": 0.33, "settings": {"lora__r": 4}},
+    }
+    alone = study_of(study_record.write_sweep(tmp_path / "alone", variants)).joint
+    variants["d"] = {"settings": {"decoding__strategy": "nucleus"}, "chance": 0.6, **answering}
+    variants["a+d"] = {
+        "shift": 0.05,
+        "chance": 0.9,
+        "settings": {"lora__r": 2, "decoding__strategy": "nucleus"},
+        "trained_by": "a.seed_0",
+    }
+    joint = study_of(study_record.write_sweep(tmp_path / "both", variants)).joint
+    assert {(each.variant, each.metric) for each in joint} == {
+        ("a × b", "loss/all"),
+        ("a × d", "score/all"),
+    }
+    (own,) = [each for each in joint if each.variant == "a × b"]
+    assert own.effect == alone[0].effect
+
+
+@pytest.mark.parametrize(
+    ("shift", "standing"),
+    [(-0.5, Standing.unknown), (0.0, Standing.unknown), (0.5, Standing.worse)],
+)
 def test_seeds_that_diverged_are_an_outcome(
     tmp_path: Path, shift: float, standing: Standing
 ) -> None:
@@ -138,10 +166,11 @@ def test_seeds_that_diverged_are_an_outcome(
     study = study_of(sweep)
     comparison = primary(study, "rank_8")
     assert comparison.standing is standing
-    assert (comparison.effect is None) is (shift < 0)
+    assert (comparison.effect is None) is (shift <= 0)
     (line,) = wording.tip_lines(study)
     assert "2 of 5 seeds diverged" in line
     assert "contradicted" not in line
+    assert "not supported" not in line
 
 
 def test_a_cells_curve_is_read_from_no_folder_but_one_beside_it(tmp_path: Path) -> None:
