@@ -45,12 +45,11 @@ def _told(found: list[Comparison], metric: str, *, seeds: int, alpha: float) -> 
     known = [value for value in smallest if value is not None]
     if not known:
         return f"{seeds} seeds find nothing"
-    relevant = median(each.relevant for each in found)
+    told = f"{seeds} seeds find an effect of {size(metric, median(known))} 4 times in 5"
+    if (relevant := median(each.relevant for each in found)) == 0:
+        return told
     # More seeds than can be had come after every number.
     needed = sorted(seeds_needed(each, relevant, alpha=alpha) or math.inf for each in effects)
     count = needed[len(needed) // 2]
-    wanted = f"needs {count} seeds" if math.isfinite(count) else "needs more examples, not seeds"
-    return (
-        f"{seeds} seeds find an effect of {size(metric, median(known))} 4 times in 5; the smallest "
-        f"that matters, {size(metric, relevant)}, {wanted}"
-    )
+    wanted = f"{count} seeds" if math.isfinite(count) else "over 1,000 seeds, if not more examples"
+    return f"{told}; the smallest that matters, {size(metric, relevant)}, needs {wanted}"
