@@ -541,8 +541,8 @@ def _with_verdict(variant: Variant, comparison: Comparison) -> Variant:
     if comparison.effect is None:
         return replace(variant, comparison=comparison)
     lower_is_better = direction(comparison.metric) < 0
-    if comparison.standing is Standing.different:
-        return replace(variant, comparison=comparison)  # neither better nor worse
+    if direction(comparison.metric) == 0:
+        return replace(variant, comparison=comparison)  # neither better nor worse, so no verdict
     if comparison.standing in (Standing.better, Standing.no_difference) and variant.diverged:
         withheld = replace(
             comparison,

@@ -594,6 +594,9 @@ def test_a_length_is_neither_better_nor_worse(sweep: Path) -> None:
     )
     assert found.tip
     assert wording.verdict(found) == "different"
+    same = named(study, "attention_only")
+    assert same.tip
+    assert (primary(study, "attention_only").verdict, wording.verdict(same)) == (None, "")
 
 
 def test_the_level_is_of_the_examples_that_are_compared(sweep: Path) -> None:
