@@ -310,21 +310,11 @@ def _check_claims(plan: StudyPlan) -> None:
     known = {cell.variant for cell in plan.cells} | plan.left_out.keys()
     known |= {path.stem for path in (launch.CONF / "ablation").glob("*.yaml")}
     known |= {part for variant in known for part in variant.split("+")}
-    settings = plan.settings
-    named = [
-        (f"sweep.{key}.{name}", name)
-        for key in ("tips", "better")
-        for name in getattr(settings, key)
-    ]
-    named += [
-        (f"sweep.{key}={name}", name)
-        for key in ("factors", "optional")
-        for name in getattr(settings, key)
-    ]
-    for shown, name in named:
-        if name not in known:
-            near = get_close_matches(name, known, n=1, cutoff=0.0)[0]
-            raise ValueError(f"{shown} names no variant: did you mean {near}?")
+    for key, joint in (("tips", "."), ("better", "."), ("factors", "="), ("optional", "=")):
+        for name in getattr(plan.settings, key):
+            if name not in known:
+                near = get_close_matches(name, known, n=1, cutoff=0.0)[0]
+                raise ValueError(f"sweep.{key}{joint}{name} names no variant: did you mean {near}?")
 
 
 def _search(master: DictConfig, folder: Path) -> Search:
@@ -420,9 +410,7 @@ def run_job(composed: DictConfig, hydra_config: Any) -> float | None:
     from dollyllama.study.analyse import direction
 
     die_with_parent()
-    if (
-        SESSION.interrupted
-    ):  # its worker has been told to end, and gets what was waiting all the same
+    if SESSION.interrupted:  # a worker that was told to end gets what was waiting all the same
         raise Terminated
     if multiprocessing.parent_process() is not None:
         end_on_sigterm()

@@ -435,8 +435,8 @@ def _variant(
     adapters: set[tuple[int, str]],
 ) -> Variant:
     # A seed that the baseline lacks says nothing of whose adapter the others have.
-    paired = {(cell.seed, cell.training) for cell in cells} if adapters else set()
-    paired = {each for each in paired if each[0] in {seed for seed, _ in adapters}}
+    seeds = {seed for seed, _ in adapters}
+    paired = {(cell.seed, cell.training) for cell in cells if cell.seed in seeds}
     trains = name == plan.baseline or not paired or not paired <= adapters
     decides = plan.primary if trains else plan.answers_primary or plan.primary
     level, comparison, exploratory = None, None, []

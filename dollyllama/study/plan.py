@@ -156,22 +156,20 @@ def write_plan(plan: StudyPlan, folder: Path, command: Sequence[str]) -> None:
     """
     seeds = sorted({cell.seed for cell in plan.cells})
     judging = {
+        "baseline": plan.baseline,
         "primary": plan.primary,
         "answers_primary": plan.settings.answers_primary,
         "relevant": plan.settings.relevant,
+        "tips": plan.settings.tips,
+        "better": plan.settings.better,
     }
-    claims = {"tips": plan.settings.tips, "better": plan.settings.better}
     write_signed_json(
         folder / PLAN_FILE,
         {
             "command": redact(list(command)),
-            "baseline": plan.baseline,
             "seeds": seeds,
             **judging,
-            **claims,
-            "judged_first": _judged_first(
-                folder, {"baseline": plan.baseline, **judging, **claims, "seeds": seeds}
-            ),
+            "judged_first": _judged_first(folder, {**judging, "seeds": seeds}),
             "factors": plan.settings.factors,
             "budget": plan.budget,
             "cells": [asdict(cell) for cell in plan.cells],

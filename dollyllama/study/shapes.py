@@ -8,6 +8,16 @@ from typing import Any
 #: Any name: a section of what somebody else has named.
 _ANY = "*"
 
+#: What a study is judged by, in a plan and as it was at first.
+_JUDGING: Mapping[str, Any] = {
+    "baseline": str,
+    "primary": str,
+    "answers_primary": str,
+    "relevant": float,
+    "tips": {_ANY: str},
+    "better": {_ANY: str},
+}
+
 #: File -> the values that are read from it. Those with a ``!`` must be there, others may be absent
 #: or null; but rows have all of their keys. ``float`` takes whole numbers too.
 _SHAPES: dict[str, Mapping[str, Any]] = {
@@ -48,24 +58,11 @@ _SHAPES: dict[str, Mapping[str, Any]] = {
     },
     "sweep.json": {
         "command": [str],
-        "baseline": str,
-        "primary": str,
-        "answers_primary": str,
-        "relevant": float,
-        "tips": {_ANY: str},
-        "better": {_ANY: str},
+        **_JUDGING,
         "left_out": {_ANY: str},
         "factors": [str],
         "budget": str,
-        "judged_first": {
-            "baseline": str,
-            "primary": str,
-            "answers_primary": str,
-            "relevant": float,
-            "tips": {_ANY: str},
-            "better": {_ANY: str},
-            "seeds": [int],
-        },
+        "judged_first": {**_JUDGING, "seeds": [int]},
         "cells!": [{"folder!": str, "variant!": str, "seed!": int}],
     },
 }
