@@ -190,6 +190,25 @@ def interrupt_group(process: subprocess.Popen[bytes]) -> None:
     os.killpg(process.pid, signal.SIGINT)
 
 
+def check_that_cells_stop(
+    command: list[str], folder: Path, cells: int, end: Callable[[subprocess.Popen[bytes]], None]
+) -> None:
+    """End a sweep when so many cells train: each writes a checkpoint, and no other begins."""
+
+    def training() -> bool:
+        return sum(bool(path.read_text()) for path in folder.glob("*/metrics.jsonl")) == cells
+
+    status, said = disturbed(command, training, end, folder.with_name("log.txt"))
+    assert (status, said.splitlines()[-1]) == (
+        launch.RESUMABLE,
+        "interrupted: the same command goes on",
+    )
+    results = list(folder.glob("*/result.json"))
+    statuses = [json.loads(each.read_text(encoding="utf-8"))["status"] for each in results]
+    assert statuses == ["interrupted"] * cells
+    assert all(list(each.parent.glob("checkpoints/checkpoint-*")) for each in results)
+
+
 @pytest.mark.parametrize(
     "end",
     [
@@ -206,19 +225,7 @@ def test_cells_that_run_side_by_side_write_a_checkpoint_and_no_other_begins(
         *(sys.executable, "sweep.py", *UNMEASURED, "sweep=none", "seed=range(4)"),
         *("hydra.launcher.n_jobs=2", "trainer.max_steps=100000", f"hydra.sweep.dir={folder}"),
     ]
-
-    def training() -> bool:
-        return sum(bool(path.read_text()) for path in folder.glob("*/metrics.jsonl")) == 2
-
-    status, said = disturbed(command, training, end, tmp_path / "log.txt")
-    assert (status, said.splitlines()[-1]) == (
-        launch.RESUMABLE,
-        "interrupted: the same command goes on",
-    )
-    results = list(folder.glob("*/result.json"))
-    statuses = [json.loads(each.read_text(encoding="utf-8"))["status"] for each in results]
-    assert statuses == ["interrupted"] * 2
-    assert all(list(each.parent.glob("checkpoints/checkpoint-*")) for each in results)
+    check_that_cells_stop(command, folder, 2, end)
 
 
 @pytest.mark.parametrize(
@@ -232,15 +239,4 @@ def test_sigterm_to_a_sweep_lets_its_cell_write_a_checkpoint(
         *(sys.executable, "train.py", "--multirun", *UNMEASURED, "seed=0"),
         *("trainer.max_steps=100000", f"hydra.sweep.dir={folder}"),
     ]
-
-    def training() -> bool:
-        return any(path.read_text() for path in folder.glob("*/metrics.jsonl"))
-
-    status, said = disturbed(command, training, end, tmp_path / "log.txt")
-    assert (status, said.splitlines()[-1]) == (
-        launch.RESUMABLE,
-        "interrupted: the same command goes on",
-    )
-    (result,) = folder.glob("*/result.json")
-    assert json.loads(result.read_text(encoding="utf-8"))["status"] == "interrupted"
-    assert list(result.parent.glob("checkpoints/checkpoint-*"))
+    check_that_cells_stop(command, folder, 1, end)
